@@ -1,0 +1,161 @@
+"""A classifier that takes pixels in [0, 1] and gives logits, whatever is inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+Normalisation = tuple[Sequence[float], Sequence[float]]
+
+
+class PixelClassifier(nn.Module):
+    """Carries a network's normalisation, so that attacks, data and metrics live in pixel space.
+
+    Formula: ``logits = backbone((x - mean) / std)``.
+
+    Args:
+        backbone: a transformers image classifier, a timm model or any module from images to logits.
+        mean: one number per channel, or None for a backbone that takes pixels as they are.
+        std: one positive number per channel, or None.
+
+    Shape:
+        Input ``(B, C, H, W)`` in [0, 1]; output ``(B, K)`` logits, never in half precision.
+
+    Raises:
+        ValueError: if only one of ``mean`` and ``std`` is given, their lengths differ or a std is not positive.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self, backbone: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.frozen = False
+        self.register_buffer("mean", None, persistent=False)
+        self.register_buffer("std", None, persistent=False)
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean={mean} and std={std}: pass both or neither")
+        if mean is not None and std is not None:
+            self._set_normalisation(mean, std)
+
+    def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"mean={list(mean)}, std={list(std)}: pass one of each per channel, every std positive")
+        if any(value != 0 for value in mean) or any(value != 1 for value in std):
+            self.mean = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+            self.std = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+        config = getattr(self.backbone, "config", None)
+        if config is not None:  # so that a saved directory remembers what its pixels need
+            config.pixel_mean, config.pixel_std = [float(m) for m in mean], [float(s) for s in std]
+            if getattr(config, "model_type", None) == "timm_wrapper":
+                config.pretrained_cfg = timm_pretrained_cfg(self.backbone, mean, std)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of logits, if the backbone tells."""
+        return num_classes_of(self.backbone)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Apply the backbone's normalisation to pixels ``(B, C, H, W)`` in [0, 1]."""
+        if self.mean is None or self.std is None:
+            return pixels
+        mean, std = (values.to(device=pixels.device, dtype=pixels.dtype) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def logits(self, module: nn.Module, pixels: Tensor) -> Tensor:
+        """Classify pixels through ``module``: the backbone itself, or the same wrapped for DDP or compiled."""
+        logits = logits_of(module(self.normalise(pixels)))
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Classify pixels ``(B, C, H, W)`` in [0, 1]; returns logits ``(B, K)``."""
+        return self.logits(self.backbone, pixels)
+
+    def freeze(self) -> PixelClassifier:
+        """Make this a teacher: eval mode for good, no parameter needs a gradient."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> PixelClassifier:
+        """Set the mode, except that a frozen classifier stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Take the logits out of whatever a classifier returned: a tensor, ``.logits``, ``["logits"]`` or the first item.
+
+    Raises:
+        TypeError: if there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, dict) and "logits" in output:
+        return output["logits"]
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise TypeError(
+        f"the model returned {type(output).__name__}: expected a tensor of logits or an output with .logits"
+    )
+
+
+def num_classes_of(backbone: nn.Module) -> int | None:
+    """Read the class count from a transformers config or a timm model; None if neither tells."""
+    config = getattr(backbone, "config", None)
+    if config is not None and getattr(config, "num_labels", None):
+        return int(config.num_labels)
+    count = getattr(backbone, "num_classes", None)
+    return int(count) if isinstance(count, int) else None
+
+
+def find_normalisation(backbone: nn.Module, processor: Any = None) -> Normalisation | None:
+    """Find the mean and std a backbone expects: image processor, then saved config, then timm's config.
+
+    Returns:
+        ``(mean, std)``, or None for a plain module, which is taken to normalise by itself if it has to.
+    """
+    if processor is not None and getattr(processor, "image_mean", None) is not None:
+        return processor.image_mean, processor.image_std
+    config = getattr(backbone, "config", None)
+    if config is not None and getattr(config, "pixel_mean", None) is not None:
+        return config.pixel_mean, config.pixel_std
+    for source in (config, backbone, getattr(backbone, "timm_model", None)):
+        pretrained = getattr(source, "pretrained_cfg", None)
+        if pretrained and pretrained.get("mean") is not None:
+            return pretrained["mean"], pretrained["std"]
+    return None
+
+
+def timm_pretrained_cfg(wrapper: nn.Module, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Describe a timm model's input the way timm's image processor reads it from a saved ``config.json``."""
+    model: Any = wrapper.timm_model
+    known = dict(getattr(model, "pretrained_cfg", None) or {})
+    keep = {key: known[key] for key in ("input_size", "crop_pct", "interpolation", "architecture") if key in known}
+    return {**keep, "mean": [float(m) for m in mean], "std": [float(s) for s in std]}
+
+
+@contextmanager
+def full_precision(module: nn.Module) -> Iterator[None]:
+    """Run a module without the mixed precision that Accelerate put around its forward.
+
+    Accelerate replaces the instance's ``forward``; hiding the replacement gives float32 logits bit-identical to those
+    of a plain model. Switching autocast off from outside has no effect, because the inner context wins.
+    """
+    replaced = module.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if replaced is not None:
+            module.__dict__["forward"] = replaced
