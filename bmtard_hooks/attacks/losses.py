@@ -1,0 +1,51 @@
+"""What an attack makes larger: one number per image, from the attacked model's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bmtard_hooks.functional import kl_to_teacher
+
+Objective = Callable[[Tensor], Tensor]
+"""Maps logits ``(B, C)`` to ``(B,)`` (or their sum, a 0-dim tensor)."""
+
+LOSSES = ("ce", "kl", "margin")
+
+
+def cross_entropy(labels: Tensor) -> Objective:
+    """Make the objective of Madry's PGD and of B-MTARD's inner loop (Eq. 4): the cross-entropy with the true label.
+
+    Args:
+        labels: ``(B,)`` class indices.
+    """
+    return lambda logits: F.cross_entropy(logits, labels, reduction="none")
+
+
+def divergence(target_probs: Tensor) -> Objective:
+    """Make the objective of TRADES and RSLAD: the KL divergence from a fixed prediction, summed over classes.
+
+    Args:
+        target_probs: ``(B, C)`` rows sum to 1: the model's own clean prediction (TRADES) or a teacher's (RSLAD).
+    """
+    return lambda logits: kl_to_teacher(logits, target_probs, log_eps=0.0)
+
+
+def margin(labels: Tensor) -> Objective:
+    """Make the Carlini-Wagner objective: the best wrong logit minus the true one. Positive means misclassified.
+
+    The true class is excluded with minus infinity; a mask by multiplication would fail for shifted logits.
+
+    Args:
+        labels: ``(B,)`` class indices.
+    """
+
+    def objective(logits: Tensor) -> Tensor:
+        true = logits.gather(1, labels[:, None]).squeeze(1)
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        return others.amax(dim=1) - true
+
+    return objective

@@ -1,0 +1,175 @@
+"""Projected gradient descent: one engine for training and evaluation, L-infinity and L2, any loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bmtard_hooks.attacks.losses import Objective
+
+NORMS = ("linf", "l2")
+STARTS = ("normal", "uniform", "zero")
+NORMAL_START_STD = 0.001
+
+
+@dataclass(frozen=True)
+class PGDSettings:
+    """How PGD searches. The defaults are B-MTARD's inner loop.
+
+    Args:
+        eps: radius of the ball in pixel scale, ``(0, 1]`` for L-infinity and positive for L2.
+        step_size: length of one step in the same unit, positive.
+        steps: number of steps, 0 or more. With 0 only the random start is left.
+        norm: ``linf`` or ``l2``.
+        start: ``normal`` adds 0.001 * N(0, 1) to every pixel, ``uniform`` draws evenly from the ball, ``zero`` starts
+            at the image.
+        clip_start: clip the start to [0, 1] before the first forward. The paper's training attacks do not, its
+            evaluation attacks do.
+        train_mode: attack the model in the mode it is in (ARD) instead of eval mode.
+
+    Raises:
+        ValueError: if a value is outside its range; the message names it and the fix.
+    """
+
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+    norm: str = "linf"
+    start: str = "normal"
+    clip_start: bool = False
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r} is unknown: choose one of {', '.join(NORMS)}")
+        if self.start not in STARTS:
+            raise ValueError(f"start={self.start!r} is unknown: choose one of {', '.join(STARTS)}")
+        _check_length("eps", self.eps, self.norm)
+        _check_length("step_size", self.step_size, self.norm)
+        if self.steps != int(self.steps) or self.steps < 0:
+            raise ValueError(f"steps={self.steps} is not a number of steps: pass 0 (random start only), 1, 2, …")
+
+    def replace(self, **changes: Any) -> PGDSettings:
+        """Copy the settings with some of them changed; None leaves a value as it is."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _check_length(name: str, value: float, norm: str) -> None:
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name}={value} must be a positive number: pixels are in [0, 1], the paper's eps is 8/255")
+    if norm == "linf" and value > 1:
+        raise ValueError(f"{name}={value} is outside (0, 1]: pixels are in [0, 1], pass {value:g}/255")
+
+
+def pgd(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    objective: Objective,
+    settings: PGDSettings = PGDSettings(),
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    gradient_scale: float = 1.0,
+    observe: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Find images inside the ball around ``images`` that make the objective large.
+
+    Formula, for L-infinity: ``x <- clip(x + step_size * sign(grad), x0 - eps, x0 + eps)`` within [0, 1], ``steps``
+    times; for L2 the step goes along the gradient divided by its norm and is projected to the sphere's inside.
+    Objectives are summed over the batch, so batch size and half precision cannot weaken the attack. The caller puts
+    the model in the right mode (see ``attack_mode``).
+
+    Args:
+        forward: maps pixels ``(B, C, H, W)`` to logits ``(B, K)``.
+        images: ``(B, C, H, W)`` in [0, 1].
+        objective: maps logits to ``(B,)`` or their sum; made by ``losses.py`` or a user.
+        settings: radius, step, count, norm and start.
+        noise: start noise to use instead of drawing it, shaped like ``images``: standard normal for a normal start,
+            in [-1, 1] times ``eps`` for a uniform one.
+        generator: source of the start noise; the global one if None.
+        gradient_scale: constant factor on the objective against underflow in fp16; cannot change a sign step.
+        observe: called with the logits of every iterate before its step, for methods that count or log.
+
+    Returns:
+        ``(B, C, H, W)``, detached, in [0, 1] and within ``eps`` of ``images``.
+    """
+    images = images.detach()
+    adversarial = images + start_noise(images, settings, noise=noise, generator=generator)
+    if settings.clip_start:
+        adversarial = adversarial.clamp(0, 1)
+    if settings.norm == "linf":
+        lower, upper = (images - settings.eps).clamp_min(0), (images + settings.eps).clamp_max(1)
+    for _ in range(settings.steps):
+        adversarial.requires_grad_(True)
+        logits = forward(adversarial)
+        if observe is not None:
+            observe(logits.detach())
+        value = objective(logits).sum() * gradient_scale
+        (gradient,) = torch.autograd.grad(value, adversarial)
+        with torch.no_grad():
+            if settings.norm == "linf":
+                adversarial = adversarial.detach().add_(gradient.sign_(), alpha=settings.step_size)
+                adversarial = torch.minimum(torch.maximum(adversarial, lower), upper)
+            else:
+                adversarial = adversarial.detach() + settings.step_size * _unit(gradient)
+                adversarial = project_l2(adversarial, images, settings.eps)
+    return adversarial.detach() if settings.steps else _inside(adversarial, images, settings)
+
+
+def start_noise(
+    images: Tensor, settings: PGDSettings, *, noise: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw where the search starts, relative to the images.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        settings: ``start``, ``norm`` and ``eps`` are read.
+        noise: see ``pgd``.
+        generator: see ``pgd``.
+
+    Returns:
+        ``(B, C, H, W)`` to be added to ``images``.
+    """
+    if settings.start == "zero":
+        return torch.zeros_like(images)
+    if noise is None:
+        draw = torch.rand if settings.start == "uniform" and settings.norm == "linf" else torch.randn
+        noise = draw(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        if draw is torch.rand:
+            noise = 2 * noise - 1
+    if settings.start == "normal":
+        return NORMAL_START_STD * noise
+    if settings.norm == "linf":
+        return settings.eps * noise
+    dimensions = images[0].numel()
+    radius = torch.rand(len(images), generator=generator, device=images.device, dtype=images.dtype)
+    return settings.eps * _unit(noise) * (radius ** (1 / dimensions)).view(-1, 1, 1, 1)
+
+
+def project_l2(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
+    """Bring images back into the L2 ball and then into [0, 1] (which cannot leave the ball again).
+
+    Args:
+        adversarial: ``(B, C, H, W)``.
+        images: ``(B, C, H, W)`` in [0, 1], the centres.
+        eps: radius.
+    """
+    delta = adversarial - images
+    norm = delta.flatten(1).norm(dim=1).clamp_min(torch.finfo(delta.dtype).tiny).view(-1, 1, 1, 1)
+    return (images + delta * (eps / norm).clamp_max(1)).clamp(0, 1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    norm = vectors.flatten(1).norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return vectors / norm.view(-1, 1, 1, 1)
+
+
+def _inside(adversarial: Tensor, images: Tensor, settings: PGDSettings) -> Tensor:
+    if settings.norm == "l2":
+        return project_l2(adversarial, images, settings.eps)
+    return torch.minimum(torch.maximum(adversarial, images - settings.eps), images + settings.eps).clamp(0, 1)

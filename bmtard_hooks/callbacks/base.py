@@ -1,0 +1,62 @@
+"""The event that an ordinary Trainer callback does not have: the losses of the step, before they are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bmtard_hooks.state import DistillationState
+
+
+class DistillationCallback(TrainerCallback):
+    """A Trainer callback that also sees losses and entropies and may move temperatures and weights.
+
+    Subclasses override ``on_losses`` and, if they remember anything between steps, ``state_dict`` and
+    ``load_state_dict``; what they return is saved in every checkpoint.
+    """
+
+    def on_losses(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        losses: Mapping[str, Tensor],
+        entropies: Mapping[str, Tensor],
+        distillation: DistillationState,
+        **kwargs: Any,
+    ) -> None:
+        """React to the losses of an optimizer step; called once per step, before the weighted sum.
+
+        Args:
+            args: the training arguments.
+            state: the Trainer's state.
+            control: the Trainer's control.
+            losses: part name to 0-dim float64 tensor, averaged over micro-batches and ranks.
+            entropies: teacher name to 0-dim float64 tensor, nats, averaged likewise.
+            distillation: the shared state, to be changed in place without waiting for the device.
+            **kwargs: ``model``, ``optimizer``, ``lr_scheduler`` … as in every Trainer event.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for this callback, as plain JSON values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state_dict`` returned when the checkpoint was written."""
+
+
+def schedule_factor(optimizer: torch.optim.Optimizer | None) -> float:
+    """Read how far the learning rate has fallen: current over initial, 1 without an optimizer or a schedule.
+
+    The authors' code multiplies the rates of both balances by 0.1 wherever it does so with the learning rate.
+    """
+    if optimizer is None:
+        return 1.0
+    group = optimizer.param_groups[0]
+    initial = group.get("initial_lr", group["lr"])
+    return float(group["lr"]) / float(initial) if initial else 1.0

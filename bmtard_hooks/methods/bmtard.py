@@ -1,0 +1,96 @@
+"""B-MTARD, and the paper's ablations of it: each teacher answers on the images it is good at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from bmtard_hooks.callbacks.base import DistillationCallback
+from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
+from bmtard_hooks.callbacks.loss_balance import LossBalance
+from bmtard_hooks.functional import entropy, kl_to_teacher, soften
+from bmtard_hooks.methods.base import Batch, Classifier, LossOutput, Method, register
+from bmtard_hooks.state import DistillationState
+
+
+@register("bmtard")
+class BMTARD(Method):
+    """Balanced multi-teacher adversarial robustness distillation.
+
+    Formula: ``L = w_robust * KL(T_robust(x_adv; tau_robust), S(x_adv)) + w_clean * KL(T_clean(x; tau_clean), S(x))``
+    (Eq. 21), each KL summed over classes, averaged over the batch and multiplied by ``loss_scale``.
+
+    Reference: Zhao, Wang, Wei, TPAMI 2024.
+    """
+
+    balances_entropy: ClassVar[bool] = True
+    balances_losses: ClassVar[bool] = True
+    views: ClassVar[Mapping[str, str]] = {"robust": "adv_pixel_values", "clean": "pixel_values"}
+    """Which images each teacher and the student see for each part, in the order of the student's forwards."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """One teacher per loss part."""
+        return tuple(self.views)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The configured weights, scaled to sum to 1."""
+        given = {"robust": self.config.robust_weight, "clean": self.config.clean_weight}
+        weights = {part: given.get(part, 1 / len(self.views)) for part in self.views}
+        return {part: weight / sum(weights.values()) for part, weight in weights.items()}
+
+    def temperatures(self) -> dict[str, float]:
+        """Start at the configured temperatures."""
+        given = {"robust": self.config.robust_temperature, "clean": self.config.clean_temperature}
+        return {teacher: given.get(teacher, 1.0) for teacher in self.teachers}
+
+    def loss_parts(
+        self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
+    ) -> LossOutput:
+        """Compare the student with each teacher on that teacher's images."""
+        output = LossOutput({})
+        for part, view in self.views.items():
+            student_logits = student(batch[view])
+            target = soften(teachers[part](batch[view]), state.temperatures[part])
+            kl = kl_to_teacher(student_logits, target, self.config.log_eps)
+            output.parts[part] = self.config.loss_scale * kl.mean()
+            output.entropies[part] = entropy(target, self.config.log_eps).mean()
+        return output
+
+    def callbacks(self) -> list[DistillationCallback]:
+        """Entropy-Based Balance and Normalization Loss Balance, each unless the config or the ablation leaves it out."""
+        config = self.config
+        with_entropy = self.balances_entropy if config.entropy_balance is None else config.entropy_balance
+        with_losses = self.balances_losses if config.loss_balance is None else config.loss_balance
+        callbacks: list[DistillationCallback] = []
+        if with_entropy:
+            callbacks.append(
+                EntropyBalance(
+                    config.temperature_rate,
+                    config.min_temperature,
+                    config.max_temperature,
+                    config.entropy_rule,
+                    config.balance_follows_lr,
+                )
+            )
+        if with_losses:
+            callbacks.append(
+                LossBalance(config.weight_rate, config.loss_balance_power, follow_lr=config.balance_follows_lr)
+            )
+        return callbacks
+
+
+@register("mtard")
+class MTARD(BMTARD):
+    """MTARD: the loss weights move, the temperatures stay (ECCV 2022)."""
+
+    balances_entropy = False
+
+
+@register("baseline")
+class Baseline(BMTARD):
+    """The ablations' starting point: two teachers, fixed temperatures and weights (Eq. 3)."""
+
+    balances_entropy = False
+    balances_losses = False

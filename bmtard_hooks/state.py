@@ -1,0 +1,129 @@
+"""What moves during distillation: temperatures, loss weights, and the losses they are measured against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATE_NAME = "distillation_state.json"
+
+
+@dataclass
+class DistillationState:
+    """The only state that methods and callbacks share.
+
+    Every value is a 0-dim float64 tensor on the training device (float32 where a device lacks float64), so a training
+    step never waits for the host. All ranks hold the same values.
+
+    Args:
+        temperatures: teacher name to temperature, used in the current step.
+        weights: loss part name to weight, non-negative, summing to 1 for the balanced parts.
+        initial_losses: loss part name to its value at the first step, empty before it.
+    """
+
+    temperatures: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    initial_losses: dict[str, Tensor] = field(default_factory=dict)
+    _next_temperatures: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def create(
+        cls, temperatures: Mapping[str, float], weights: Mapping[str, float], device: torch.device | str = "cpu"
+    ) -> DistillationState:
+        """Start from numbers."""
+        state = cls(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in temperatures.items()},
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in weights.items()},
+        )
+        return state.to(device)
+
+    def to(self, device: torch.device | str) -> DistillationState:
+        """Move every value to a device, in place."""
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        for values in self._groups().values():
+            for name, value in values.items():
+                values[name] = value.to(device=device, dtype=dtype)
+        return self
+
+    def move_temperature(self, teacher: str, temperature: Tensor) -> None:
+        """Set a teacher's temperature from the next step on (the paper's order, Eq. 21)."""
+        self._next_temperatures[teacher] = temperature
+
+    def advance(self) -> None:
+        """End the step: temperatures that were moved take effect."""
+        self.temperatures.update(self._next_temperatures)
+        self._next_temperatures.clear()
+
+    def relative_loss(self, part: str, loss: Tensor) -> Tensor:
+        """Divide a loss by its value at the first step, which this call records if there is none yet (Eq. 15).
+
+        Raises:
+            ValueError: if the first loss is not a positive number, because nothing can be measured against it.
+        """
+        if part not in self.initial_losses:
+            if not loss > 0:
+                raise ValueError(
+                    f"the {part} loss of the first step is {loss.item():.3g}; relative losses need a positive one. "
+                    "A student that equals its teacher gives 0: check that the two are different models"
+                )
+            self.initial_losses[part] = loss.detach().clone()
+        return loss / self.initial_losses[part]
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """Read every value as a Python float (waits for the device)."""
+        return {
+            group: {name: value.item() for name, value in values.items()} for group, values in self._groups().items()
+        }
+
+    def load_state_dict(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Take over saved values, bit for bit, keeping the device.
+
+        Raises:
+            ValueError: if the saved teachers or loss parts are others than this run's.
+        """
+        for group, current in self._groups().items():
+            saved = values.get(group, {})
+            if group != "initial_losses" and saved.keys() != current.keys():
+                raise ValueError(
+                    f"the checkpoint has {group} for {sorted(saved)}, this run for {sorted(current)}: it was made by "
+                    "another method or with other teachers"
+                )
+            device = next(iter(self.weights.values())).device if self.weights else torch.device("cpu")
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            current.clear()
+            current.update({name: torch.tensor(v, dtype=dtype, device=device) for name, v in saved.items()})
+
+    def _groups(self) -> dict[str, dict[str, Tensor]]:
+        return {"temperatures": self.temperatures, "weights": self.weights, "initial_losses": self.initial_losses}
+
+
+def save_state(directory: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint's ``distillation_state.json``: first under another name, then renamed, so it is whole."""
+    path = Path(directory) / STATE_NAME
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def load_state(directory: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's ``distillation_state.json``.
+
+    Raises:
+        FileNotFoundError: if the checkpoint was not written by this Trainer.
+        ValueError: if the file is not whole.
+    """
+    path = Path(directory) / STATE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {directory} was not written by BMTARDTrainer, so temperatures and weights would be lost"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not whole ({error}): resume from an older checkpoint") from error
