@@ -1,0 +1,34 @@
+"""Balanced multi-teacher adversarial robustness distillation for Hugging Face Trainer and timm."""
+
+from bmtard_hooks._version import __version__
+from bmtard_hooks.attacks import PGDSettings, attack_mode, pgd
+from bmtard_hooks.callbacks import DistillationCallback, EntropyBalance, LossBalance
+from bmtard_hooks.collator import PGDCollator
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.data import ImageTensors, load_images
+from bmtard_hooks.methods import Method, method_names, register
+from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
+from bmtard_hooks.state import DistillationState
+from bmtard_hooks.trainer import BMTARDTrainer
+
+__all__ = [
+    "BMTARDConfig",
+    "BMTARDTrainer",
+    "DistillationCallback",
+    "DistillationState",
+    "EntropyBalance",
+    "ImageTensors",
+    "LossBalance",
+    "Method",
+    "PGDCollator",
+    "PGDSettings",
+    "PixelClassifier",
+    "__version__",
+    "attack_mode",
+    "create_model",
+    "load_images",
+    "load_teacher",
+    "method_names",
+    "pgd",
+    "register",
+]

@@ -1,0 +1,177 @@
+"""Everything that can be known to be wrong before the first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.trainer_utils import get_last_checkpoint
+
+from bmtard_hooks.collator import PGDCollator
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, label_range
+from bmtard_hooks.methods import Method
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.teachers import check_teacher
+
+if TYPE_CHECKING:
+    from bmtard_hooks.trainer import BMTARDTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would train something else than asked for.
+
+    Raises:
+        TypeError: if ``args`` is not a ``BMTARDConfig``.
+        ValueError: for a missing model, or for FSDP, DeepSpeed and other options that the step does not support.
+    """
+    if not isinstance(args, BMTARDConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}: pass a BMTARDConfig, which takes every TrainingArguments option"
+        )
+    if kwargs.get("model_init") is not None or model is None:
+        raise ValueError(
+            "pass the student as model=…; model_init is not supported, because teachers are checked with it"
+        )
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would replace the method's losses: register a Method instead")
+    if args.deepspeed or args.fsdp:
+        raise ValueError(
+            "DeepSpeed and FSDP shard the student, which the attack needs whole: use DDP (accelerate launch)"
+        )
+    if args.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor has no meaning for teacher losses: leave it at 0")
+    if getattr(args, "ddp_static_graph", None) and args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "ddp_static_graph with gradient_accumulation_steps > 1 crashes inside torch: switch one of them off"
+        )
+    if args.n_gpu > 1:
+        logger.warning("nn.DataParallel attacks on one GPU only: start with accelerate launch or torchrun instead")
+
+
+def check_roles(method: Method, given: Mapping[str, str | nn.Module | None]) -> list[str]:
+    """Compare the teachers a method needs with those that were passed.
+
+    Returns:
+        The names of the needed teachers.
+
+    Raises:
+        ValueError: if one is missing or two roles got the same object by mistake.
+    """
+    missing = [name for name in method.teachers if given.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"method {method.name!r} needs a {' and a '.join(missing)} teacher: pass {missing[0]}_teacher=…"
+        )
+    unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
+    if unused:
+        logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
+    return list(method.teachers)
+
+
+def check_datasets(
+    student: PixelClassifier, teachers: Mapping[str, PixelClassifier], collator: Any, *datasets: Any
+) -> None:
+    """Compare class counts, and the columns and labels of the data sets.
+
+    Args:
+        student: the student.
+        teachers: the frozen teachers.
+        collator: the user's collator or None.
+        *datasets: training set, evaluation set (or a dictionary of them), or None.
+
+    Raises:
+        ValueError: if class counts differ, a column is missing or a label is outside the classes.
+    """
+    classes = student.num_classes
+    for name, teacher in teachers.items():
+        if teacher.backbone is student.backbone:
+            raise ValueError(
+                f"the {name} teacher and the student are the same object: training would change the teacher"
+            )
+        if classes is not None and teacher.num_classes is not None and teacher.num_classes != classes:
+            raise ValueError(f"the {name} teacher has {teacher.num_classes} classes, the student has {classes}")
+    if collator is not None and not isinstance(collator, PGDCollator):
+        return  # a foreign collator may read any columns; what it gives is checked before training
+    image_column, label_column = getattr(collator, "image_column", None), getattr(collator, "label_column", None)
+    flat = [rows for entry in datasets for rows in (entry.values() if isinstance(entry, dict) else [entry])]
+    for rows in flat:
+        columns = getattr(rows, "column_names", None)
+        if columns:
+            find_column(columns, image_column, IMAGE_COLUMNS, "image")
+            find_column(columns, label_column, LABEL_COLUMNS, "label")
+        extent = label_range(rows, label_column) if rows is not None else None
+        if extent and classes is not None and not 0 <= extent[0] <= extent[1] < classes:
+            raise ValueError(
+                f"labels go from {extent[0]} to {extent[1]}, but the student has {classes} classes (0 to {classes - 1}): "
+                "check label_column and num_classes"
+            )
+
+
+def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> None:
+    """Check the output directory and try the models on two training images.
+
+    Raises:
+        FileExistsError: if the directory holds another run and nobody said what to do with it.
+        ValueError: for data or teachers that do not fit.
+    """
+    check_output_dir(trainer.args, resume)
+    rows: Any = trainer.train_dataset
+    if rows is None:
+        raise ValueError("train_dataset is missing")
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        return  # iterating would use the stream up
+    if len(rows) == 0:
+        raise ValueError("train_dataset is empty")
+    model_modes = [(module, module.training) for module in trainer.model.modules()]
+    trainer.model.eval()  # a bound collator attacks only in train mode
+    with trainer.untouched_randomness():
+        batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
+        for module, training in model_modes:
+            module.training = training
+        _check_batch(batch, trainer.student)
+        pixels = batch["pixel_values"].to(trainer.args.device)
+        for name, teacher in trainer.teachers.items():
+            check_teacher(name, teacher, trainer.student, pixels)
+
+
+def check_output_dir(args: BMTARDConfig, resume: str | bool | None) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        FileExistsError: if there are checkpoints or a model and neither resuming nor overwriting was asked for.
+    """
+    directory = Path(str(args.output_dir))
+    if resume or args.overwrite_output_dir or not directory.is_dir():
+        return
+    found = get_last_checkpoint(str(directory)) or next(iter(directory.glob("model*.safetensors")), None)
+    if found is not None:
+        raise FileExistsError(
+            f"output_dir {directory} holds another run ({Path(found).name}): pass resume_from_checkpoint=True to go on "
+            "with it, another output_dir, or overwrite_output_dir=True"
+        )
+
+
+def _check_batch(batch: Any, student: PixelClassifier) -> None:
+    missing = [key for key in ("pixel_values", "labels") if key not in batch]
+    if missing:
+        raise ValueError(f"the collator gave {sorted(batch)} without {' and '.join(missing)}: use PGDCollator")
+    pixels, labels = batch["pixel_values"], batch["labels"]
+    low, high = pixels.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"the collator gave pixel_values from {low:.4g} to {high:.4g}: they must be in [0, 1]. Leave mean/std "
+            "normalisation out of the transforms; the model carries its own"
+        )
+    if student.num_classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < student.num_classes:
+        raise ValueError(
+            f"labels from {int(labels.min())} to {int(labels.max())} do not fit the student's {student.num_classes} classes"
+        )
+    if torch.is_floating_point(labels):
+        raise ValueError(f"labels have dtype {labels.dtype}: pass class indices")

@@ -1,0 +1,256 @@
+"""The collator: rows become pixels, and pixels become adversarial on the model's current weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.attacks.losses import LOSSES, Objective, cross_entropy, divergence, margin
+from bmtard_hooks.attacks.pgd import PGDSettings, pgd
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.data import AUGMENTATIONS, IMAGE_COLUMNS, LABEL_COLUMNS, augment, find_column, to_pixels
+from bmtard_hooks.functional import soften
+from bmtard_hooks.methods import method_class
+from bmtard_hooks.models.pixels import logits_of
+from bmtard_hooks.randomness import keyed_generator
+
+Attack = Callable[[Tensor, Tensor], Tensor]
+
+
+class PGDCollator:
+    """Collates ``{image, label}`` rows to pixels and crafts their adversarial counterparts.
+
+    Two entry points. ``collator(rows)`` stacks rows and knows no model, so it may run in data workers. ``craft(model,
+    batch)`` augments and attacks on the batch's device with the weights the model has now; ``BMTARDTrainer`` calls it
+    at the top of every step. Elsewhere, ``bind(model)`` makes ``collator(rows)`` craft by itself.
+
+    Args:
+        eps: radius in pixel scale.
+        step_size: length of a step in the same unit.
+        steps: number of steps.
+        norm: ``linf`` or ``l2``.
+        start: ``normal``, ``uniform`` or ``zero``, see ``PGDSettings``.
+        clip_start: clip the start to [0, 1].
+        loss: ``ce``, ``kl`` (from the model's clean prediction), ``margin``, or a callable ``(logits, labels)`` to
+            ``(B,)``; None is the method's own inside ``BMTARDTrainer`` and ``ce`` elsewhere.
+        attack: use this instead of PGD: a torchattacks object or any callable ``(images, labels) -> images``.
+        train_mode: attack the model in the mode it is in instead of eval mode.
+        augment: ``crop_flip``, ``crop``, ``flip`` or ``none``; applied before the attack.
+        crop_padding: pixels of zero padding per side.
+        image_column: name of the image column; usual names are found.
+        label_column: name of the label column; usual names are found.
+        mode: PIL mode that PIL images are converted to; None keeps theirs.
+        num_classes: labels are checked against it if given.
+        seed: of the noise and the augmentation.
+
+    Raises:
+        ValueError: if a setting is outside its range.
+    """
+
+    def __init__(
+        self,
+        eps: float = 8 / 255,
+        step_size: float = 2 / 255,
+        steps: int = 10,
+        *,
+        norm: str = "linf",
+        start: str = "normal",
+        clip_start: bool = False,
+        loss: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+        attack: Attack | None = None,
+        train_mode: bool = False,
+        augment: str = "crop_flip",
+        crop_padding: int = 4,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        mode: str | None = "RGB",
+        num_classes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ValueError(f"loss={loss!r} is unknown: choose one of {', '.join(LOSSES)} or pass a callable")
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"augment={augment!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
+        self.settings: PGDSettings | None = PGDSettings(eps, step_size, steps, norm, start, clip_start, train_mode)
+        self.loss, self.attack = loss, attack
+        self.augment, self.crop_padding = augment, crop_padding
+        self.image_column, self.label_column = image_column, label_column
+        self.mode, self.num_classes, self.seed = mode, num_classes, seed
+        self._model: nn.Module | None = None
+        self._output, self._calls = "replace", 0
+
+    @classmethod
+    def from_config(cls, config: BMTARDConfig) -> PGDCollator:
+        """Build the collator that a config describes; a method without adversarial images gets one that never attacks."""
+        collator = cls(augment=config.augment, crop_padding=config.crop_padding, seed=config.seed)
+        collator.settings = None if method_class(config.method).attack is None else config.train_attack()
+        return collator
+
+    @property
+    def attacks(self) -> bool:
+        """Whether crafting makes adversarial images at all."""
+        return self.settings is not None or self.attack is not None
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        """Stack rows.
+
+        Args:
+            rows: dictionaries or ``(image, label)`` tuples; images as ``to_pixels`` takes them, all of one size.
+
+        Returns:
+            ``pixel_values`` ``(B, C, H, W)`` in [0, 1] and ``labels`` ``(B,)``; ``image_index`` ``(B,)`` if the rows
+            have one. With a bound model in train mode, crafted.
+
+        Raises:
+            ValueError: for missing columns, images of several sizes or outside [0, 1], labels outside the classes.
+        """
+        batch = self._stack(rows)
+        if self._model is None or not self._model.training:
+            return batch
+        if torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError(
+                "PGDCollator is bound to a model, but runs in a data worker: the worker's copy of the weights never "
+                "changes, so every attack would be stale. Use num_workers=0, or BMTARDTrainer, which crafts in the step"
+            )
+        self._calls += 1
+        device = next(self._model.parameters()).device
+        on_device = {name: value.to(device) for name, value in batch.items()}
+        crafted = self.craft(self._model, on_device, key=("bound", self._calls))
+        if self._output == "replace":
+            crafted["pixel_values"] = crafted.pop("adv_pixel_values")
+        return crafted
+
+    def bind(self, model: nn.Module, output: str = "replace") -> PGDCollator:
+        """Craft inside ``collator(rows)`` from now on, whenever the model is in train mode.
+
+        For a plain ``DataLoader`` or a plain ``transformers.Trainer``, which then trains on adversarial images.
+        Loaders that read one batch ahead make the attack one step old; ``BMTARDTrainer`` has no such delay.
+
+        Args:
+            model: maps pixels in [0, 1] to logits (a tensor or an output with ``.logits``).
+            output: ``replace`` puts the adversarial images under ``pixel_values``; ``pair`` adds
+                ``adv_pixel_values`` beside the clean ones.
+
+        Returns:
+            The collator itself.
+        """
+        if output not in ("replace", "pair"):
+            raise ValueError(f"output={output!r} is unknown: choose 'replace' or 'pair'")
+        self._model, self._output = model, output
+        return self
+
+    def craft(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        key: tuple[int | str, ...] = (),
+        forward: Callable[[Tensor], Tensor] | None = None,
+        objective: Callable[[Mapping[str, Tensor]], Objective] | None = None,
+        gradient_scale: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Augment a batch and attack it with the model's current weights, leaving no trace on the model.
+
+        Args:
+            model: the attacked model; modes, gradients and buffers are restored.
+            batch: ``pixel_values`` and ``labels`` on the device to work on.
+            key: makes the random numbers of this call its own, for example ``(step, micro_step, rank)``.
+            forward: pixels to logits, if it is not ``model(pixels)``.
+            objective: makes the attack's objective from the augmented batch, if ``loss`` is None.
+            gradient_scale: see ``pgd``.
+
+        Returns:
+            A new dictionary: ``pixel_values`` augmented, ``adv_pixel_values`` added, the rest as it was.
+
+        Raises:
+            ValueError: if a foreign attack returns images of another shape, outside [0, 1] or not finite.
+        """
+        crafted = dict(batch)
+        images, device = batch["pixel_values"], batch["pixel_values"].device
+        if self.augment != "none":
+            generator = keyed_generator(self.seed, "augment", *key, device=device)
+            images = crafted["pixel_values"] = augment(images, self.augment, self.crop_padding, generator)
+        if self.attack is not None:
+            with attack_mode(model, foreign=True):
+                crafted["adv_pixel_values"] = _checked(self.attack(images, crafted["labels"]), images)
+        elif self.settings is not None:
+            call = forward if forward is not None else lambda pixels: logits_of(model(pixels))
+            with attack_mode(model, train_mode=self.settings.train_mode):
+                crafted["adv_pixel_values"] = pgd(
+                    call,
+                    images,
+                    self._objective(call, crafted, objective),
+                    self.settings,
+                    generator=keyed_generator(self.seed, "noise", *key, device=device),
+                    gradient_scale=gradient_scale,
+                )
+        return crafted
+
+    def _objective(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        batch: Mapping[str, Tensor],
+        default: Callable[[Mapping[str, Tensor]], Objective] | None,
+    ) -> Objective:
+        labels, loss = batch["labels"], self.loss
+        if callable(loss):
+            return lambda logits: loss(logits, labels)
+        if loss is None and default is not None:
+            return default(batch)
+        if loss == "kl":
+            with torch.no_grad():
+                return divergence(soften(forward(batch["pixel_values"])))
+        return margin(labels) if loss == "margin" else cross_entropy(labels)
+
+    def _stack(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        if isinstance(rows[0], Mapping):
+            columns = list(rows[0])
+            image_key = find_column(columns, self.image_column, IMAGE_COLUMNS, "image")
+            label_key = find_column(columns, self.label_column, LABEL_COLUMNS, "label")
+            images, labels = [row[image_key] for row in rows], [row[label_key] for row in rows]
+        else:
+            images, labels = [row[0] for row in rows], [row[1] for row in rows]
+        pixels = _stack_images(images, self.mode)
+        batch = {"pixel_values": pixels, "labels": torch.tensor([int(label) for label in labels])}
+        self._check_labels(batch["labels"])
+        if isinstance(rows[0], Mapping) and "image_index" in rows[0]:
+            batch["image_index"] = torch.tensor([row["image_index"] for row in rows])
+        return batch
+
+    def _check_labels(self, labels: Tensor) -> None:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (self.num_classes is not None and high >= self.num_classes):
+            raise ValueError(
+                f"labels from {low} to {high} do not fit {self.num_classes} classes (0 to "
+                f"{'?' if self.num_classes is None else self.num_classes - 1}): check label_column and num_classes"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Spawned workers get a copy of the collator; it must not carry the model along.
+        return {**self.__dict__, "_model": None}
+
+
+def _stack_images(images: Sequence[Any], mode: str | None) -> Tensor:
+    if all(isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 for image in images):
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) == 1 and images[0].shape[0] in (1, 3, 4):
+            return torch.stack(list(images)).float() / 255
+    pixels = [to_pixels(image, mode) for image in images]
+    shapes = {tuple(image.shape) for image in pixels}
+    if len(shapes) > 1:
+        raise ValueError(f"images of several shapes in one batch, for example {sorted(shapes)[:3]}: resize them first")
+    return torch.stack(pixels)
+
+
+def _checked(adversarial: Tensor, images: Tensor) -> Tensor:
+    adversarial = adversarial.detach().to(images.device, images.dtype)
+    if adversarial.shape != images.shape:
+        raise ValueError(f"the attack returned shape {tuple(adversarial.shape)} for images {tuple(images.shape)}")
+    low, high = adversarial.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"the attack returned pixels from {low:.4g} to {high:.4g}: they must stay in [0, 1]")
+    return adversarial

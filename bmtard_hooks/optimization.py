@@ -1,0 +1,64 @@
+"""Optimizer and learning rate of the paper, replaceable in all the usual ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.training_args import OptimizerNames
+
+from bmtard_hooks.config import PAPER_EPOCHS, PAPER_MILESTONES, BMTARDConfig
+from bmtard_hooks.schedule import milestone_steps, multi_step_schedule
+
+
+class PaperOptimization(Trainer):
+    """SGD with momentum, weight decay on every parameter, a learning rate that falls at milestones."""
+
+    args: BMTARDConfig
+    optimizer: Any
+    train_dataset: Any
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """Add the momentum, which ``TrainingArguments`` has no field for, to SGD. See ``Trainer``."""
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if args.optim == OptimizerNames.SGD:
+            kwargs = {"momentum": args.momentum, "nesterov": args.nesterov, **kwargs}
+        return optimizer_class, kwargs
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name the decayed parameters: all of them, unless ``weight_decay_all`` is off. See ``Trainer``."""
+        if self.args.weight_decay_all:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Make the multi-step schedule, or transformers' own if another one was asked for. See ``Trainer``."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "constant":
+            return super().create_scheduler(num_training_steps, optimizer)
+        steps = milestone_steps(
+            self.args.lr_milestones,
+            num_training_steps,
+            self._epochs(num_training_steps),
+            [milestone / PAPER_EPOCHS for milestone in PAPER_MILESTONES],
+        )
+        self.lr_scheduler = multi_step_schedule(
+            optimizer if optimizer is not None else self.optimizer,
+            steps,
+            self.args.lr_gamma,
+            self.args.get_warmup_steps(num_training_steps),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _epochs(self, num_training_steps: int) -> float:
+        if self.args.max_steps <= 0:
+            return self.args.num_train_epochs
+        images = num_training_steps * self.get_total_train_batch_size(self.args)
+        return images / len(self.train_dataset)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Count nothing: transformers' estimate is made for language models and is far off for convolutions."""
+        return 0

@@ -1,0 +1,70 @@
+"""Checkpoints that hold temperatures, weights and callbacks, so that a resumed run goes on where it was."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import Trainer
+
+from bmtard_hooks.callbacks.base import DistillationCallback
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.observation import FiniteGuard
+from bmtard_hooks.state import DistillationState, load_state, save_state
+
+VERSION = 1
+
+
+class KeepsDistillationState(Trainer):
+    """Writes ``distillation_state.json`` into every checkpoint and reads it back.
+
+    Transformers' own way of saving callbacks is off by default and builds new objects on resume, so the handles that a
+    user holds would go dead; here callbacks keep their identity.
+    """
+
+    args: BMTARDConfig
+    distillation: DistillationState
+    _finite: FiniteGuard
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._finite.check()  # a run that went wrong must not replace a good checkpoint
+        if self.args.should_save:
+            directory = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            os.makedirs(directory, exist_ok=True)
+            save_state(directory, self._distillation_content())
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._restore(load_state(checkpoint), checkpoint)
+
+    def _distillation_content(self) -> dict[str, Any]:
+        callbacks = [{"class": type(c).__name__, "state": c.state_dict()} for c in self._distillation_callbacks()]
+        return {
+            "version": VERSION,
+            "method": self.args.method,
+            **self.distillation.state_dict(),
+            "callbacks": callbacks,
+        }
+
+    def _restore(self, content: dict[str, Any], checkpoint: str) -> None:
+        if content.get("version") != VERSION:
+            raise ValueError(
+                f"{checkpoint} has distillation state version {content.get('version')}, this release reads {VERSION}"
+            )
+        if content["method"] != self.args.method:
+            raise ValueError(
+                f"{checkpoint} was trained with method={content['method']!r}, this run has {self.args.method!r}: "
+                "resume with the same method or start in another output_dir"
+            )
+        callbacks = self._distillation_callbacks()
+        saved, now = [c["class"] for c in content["callbacks"]], [type(c).__name__ for c in callbacks]
+        if saved != now:
+            raise ValueError(f"{checkpoint} has callbacks {saved}, this run has {now}: make them the same to resume")
+        self.distillation.load_state_dict(content)
+        for callback, entry in zip(callbacks, content["callbacks"], strict=True):
+            callback.load_state_dict(entry["state"])
+
+    def _distillation_callbacks(self) -> list[DistillationCallback]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, DistillationCallback)]

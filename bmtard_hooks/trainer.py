@@ -1,0 +1,260 @@
+"""The Trainer: images are crafted on current weights, teachers answer, callbacks balance, the parts are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
+
+from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
+from bmtard_hooks.callbacks.progress import show_balance_in_progress
+from bmtard_hooks.checks import check_before_training, check_datasets, check_roles, refuse_unsupported
+from bmtard_hooks.collator import PGDCollator
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.data import class_count
+from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers
+from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
+from bmtard_hooks.evaluation.metrics import with_robust_metrics
+from bmtard_hooks.functional import knowledge_scale
+from bmtard_hooks.methods import LossOutput, method_class
+from bmtard_hooks.models.create import as_student
+from bmtard_hooks.models.teachers import as_teacher
+from bmtard_hooks.observation import FiniteGuard, StepMetrics
+from bmtard_hooks.optimization import PaperOptimization
+from bmtard_hooks.resume import KeepsDistillationState
+from bmtard_hooks.state import DistillationState
+
+Batch = dict[str, Tensor]
+
+
+class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization):
+    """A ``transformers.Trainer`` that distils robustness from one or more frozen teachers.
+
+    Args:
+        model: the student: a ``PixelClassifier``, a transformers image classifier, a timm network, any module from
+            pixels to logits, or a name for ``create_model``.
+        args: options; the paper's by default.
+        data_collator: a ``PGDCollator``, or any collator that gives ``pixel_values`` in [0, 1] and ``labels``; made
+            from ``args`` if None.
+        clean_teacher: a module, a timm name with pretrained weights, a directory or a hub id.
+        robust_teacher: the same.
+        teachers: further teachers by name, for methods with more than these two.
+        compute_metrics: as in ``Trainer``; sees the clean logits, robust metrics are added.
+        callbacks: as in ``Trainer``; an ``EntropyBalance`` or ``LossBalance`` here replaces the method's own.
+        **kwargs: everything else that ``Trainer`` takes.
+
+    Raises:
+        ValueError: for models, data or options that do not fit together, before anything is written.
+        TypeError: if ``args`` is not a ``BMTARDConfig``.
+    """
+
+    _tag_names = ["bmtard", "adversarial-robustness", "knowledge-distillation"]
+    model: Any
+    loss_is_scaled_for_ga = False  # losses are means over the micro-batch, whatever the student's forward accepts
+
+    def __init__(
+        self,
+        model: str | nn.Module | None = None,
+        args: BMTARDConfig | None = None,
+        data_collator: Callable[[Any], Batch] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        clean_teacher: str | nn.Module | None = None,
+        robust_teacher: str | nn.Module | None = None,
+        teachers: Mapping[str, str | nn.Module] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = BMTARDConfig(output_dir="tmp_trainer") if args is None else args
+        refuse_unsupported(model, args, kwargs)
+        self.method = method_class(args.method)(args)
+        student = as_student(model, class_count(train_dataset), kwargs.get("processing_class"))  # type: ignore[arg-type]
+        given = {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
+        roles = {name: as_teacher(given[name]) for name in check_roles(self.method, given)}  # type: ignore[arg-type]
+        check_datasets(student, roles, data_collator, train_dataset, eval_dataset)
+        super().__init__(
+            student.backbone,
+            args,
+            data_collator or PGDCollator.from_config(args),
+            train_dataset,
+            eval_dataset,
+            compute_metrics=with_robust_metrics(compute_metrics, args.w_robust_clean_weight),
+            callbacks=_with_method_callbacks(self.method.callbacks(), callbacks),
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.student = student.to(args.device)
+        self.teachers = {name: teacher.to(args.device) for name, teacher in roles.items()}
+        self.crafter = data_collator if isinstance(data_collator, PGDCollator) else PGDCollator.from_config(args)
+        self.crafter.num_classes = self.crafter.num_classes or student.num_classes
+        self.distillation = DistillationState.create(self.method.temperatures(), self.method.weights, args.device)
+        if args.channels_last:
+            for module in (self.model, *self.teachers.values()):
+                module.to(memory_format=torch.channels_last)
+        self._attacked = _compiled(self.model, args)
+        self._ask = {name: partial(self._teacher_logits, _compiled(t, args)) for name, t in self.teachers.items()}
+        self._metrics, self._finite = StepMetrics(), FiniteGuard()
+        self._window: list[Batch] = []
+        self._position, self._observed = 0, False
+        show_balance_in_progress(self.callback_handler)
+        self.add_callback(ModelCardCallback(self.model_card_facts))
+
+    # The step of the paper.
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Craft a micro-batch on the current weights, then compare, balance, add up and differentiate."""
+        if self._position == 0 and len(self._window) > 1 and self._listeners():
+            self._preview(model)
+        inputs = self._window[self._position] if self._observed else self._craft(inputs, self._position)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._position += 1
+        if self._position >= len(self._window):
+            self.distillation.advance()
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Add up the method's loss parts with the current weights."""
+        student = partial(self.student.logits, model)
+        output = self.method.loss_parts(student, self._ask, inputs, self.distillation)
+        if not self._observed:
+            self._observe([output])
+        weights = self.distillation.weights
+        loss = torch.stack([weights[part].to(value.dtype) * value for part, value in output.parts.items()]).sum()
+        return (loss, output.parts) if return_outputs else loss
+
+    def _observe(self, outputs: list[LossOutput]) -> None:
+        """Average what the step shows over micro-batches and ranks, let callbacks act on it, and record it."""
+        shown = {
+            **{
+                ("loss", part): torch.stack([o.parts[part].detach() for o in outputs]).mean()
+                for part in outputs[0].parts
+            },
+            **{("entropy", t): torch.stack([o.entropies[t] for o in outputs]).mean() for t in outputs[0].entropies},
+        }
+        averaged = average_over_ranks({f"{kind}_{name}": value for (kind, name), value in shown.items()})
+        self._finite.watch(self.state.global_step, averaged)
+        losses = {name: averaged[f"loss_{name}"] for kind, name in shown if kind == "loss"}
+        entropies = {name: averaged[f"entropy_{name}"] for kind, name in shown if kind == "entropy"}
+        used = {f"temperature_{teacher}": value for teacher, value in self.distillation.temperatures.items()}
+        self.fire("on_losses", losses=losses, entropies=entropies, distillation=self.distillation)
+        first, classes = self.distillation.initial_losses, self.student.num_classes
+        averaged |= {f"relative_loss_{part}": losses[part] / first[part] for part in losses if part in first}
+        if classes:
+            averaged |= {f"knowledge_scale_{t}": knowledge_scale(value, classes) for t, value in entropies.items()}
+        used |= {f"weight_{part}": value for part, value in self.distillation.weights.items() if len(losses) > 1}
+        self._metrics.add(averaged, used)
+
+    def _preview(self, model: nn.Module) -> None:
+        """Look at a whole accumulation window before its first backward, so that it is balanced like one large batch.
+
+        Weights act in the step in which they move, but a window's losses are known only at its end. So its forwards run
+        once without gradient (5 to 10 % of the step), with the random numbers and BatchNorm statistics they will find.
+        """
+        self._window = [self._craft(inputs, position) for position, inputs in enumerate(self._window)]
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        student = partial(self.student.logits, self.model)
+        model.train()
+        with torch.no_grad(), self.untouched_randomness():
+            outputs = [self.method.loss_parts(student, self._ask, batch, self.distillation) for batch in self._window]
+            for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(saved)
+        self._observe(outputs)
+        self._observed = True
+
+    def _craft(self, inputs: Batch, position: int) -> Batch:
+        batch = self._prepare_inputs(inputs)
+        if self.args.channels_last and batch["pixel_values"].ndim == 4:
+            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        broadcast_buffers(self.model)
+        student = partial(self.student.logits, self._attacked)
+        return self.crafter.craft(
+            self.model,
+            batch,
+            key=(self.state.global_step, position, self.args.process_index),
+            forward=student,
+            objective=partial(self.method.attack_objective, student, self._ask),
+            gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
+        )
+
+    def _teacher_logits(self, teacher: nn.Module, pixels: Tensor) -> Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            return teacher(pixels)
+
+    def fire(self, event: str, **kwargs: Any) -> None:
+        """Call an event that only some callbacks have, the way Trainer calls its own."""
+        handler = self.callback_handler
+        for react in self._listeners(event):
+            control = react(
+                self.args,
+                self.state,
+                self.control,
+                model=handler.model,
+                optimizer=handler.optimizer,
+                lr_scheduler=handler.lr_scheduler,
+                **kwargs,
+            )
+            self.control = control if control is not None else self.control
+
+    def _listeners(self, event: str = "on_losses") -> list[Callable[..., Any]]:
+        found = [getattr(callback, event, None) for callback in self.callback_handler.callbacks]
+        return [react for react in found if callable(react)]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Any]:
+        """Remember the micro-batches of the optimizer step that begins."""
+        self._window, count = super().get_batch_samples(*args, **kwargs)
+        self._position, self._observed = 0, False
+        return self._window, count
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, after every check that does not need a step. See ``Trainer.train``.
+
+        Raises:
+            FileExistsError: if ``output_dir`` holds another run.
+            ValueError: for data, labels or teachers that do not fit.
+            FloatingPointError: if a loss stops being finite; checkpoints written before stay as they are.
+        """
+        check_before_training(self, resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._finite.check()
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the balance's numbers to a training log. See ``Trainer.log``."""
+        if "loss" in logs:
+            logs |= self._metrics.collect()
+        super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card into ``output_dir``; works for any student, without network."""
+        if self.is_world_process_zero():
+            write_model_card(str(self.args.output_dir), **self.model_card_facts())
+
+    def model_card_facts(self) -> dict[str, Any]:
+        """Collect what the model card says."""
+        return {
+            "args": self.args,
+            "student": self.student,
+            "teachers": self.teachers,
+            "attack": self.crafter.settings,
+            "log_history": self.state.log_history,
+        }
+
+
+def _compiled(module: nn.Module, args: BMTARDConfig) -> Any:
+    if not args.torch_compile:
+        return module
+    return torch.compile(module, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
+
+
+def _with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:
+    users = list(users or [])
+    given = {callback if isinstance(callback, type) else type(callback) for callback in users}
+    return users + [callback for callback in own if type(callback) not in given]
