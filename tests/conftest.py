@@ -1,0 +1,100 @@
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network
+
+import pytest
+import torch
+from torch import nn
+
+from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+class TinyNet(nn.Module):
+    """A classifier of 8x8 images that trains in milliseconds."""
+
+    def __init__(self, num_classes=4, batch_norm=False, dropout=0.0, channels=3):
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv = nn.Conv2d(channels, 6, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(6 * 16, num_classes)
+
+    def forward(self, pixel_values):
+        features = torch.relu(self.norm(self.conv(pixel_values)))
+        return self.head(self.dropout(features.flatten(1)))
+
+
+def tiny_net(seed=0, **kwargs):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TinyNet(**kwargs)
+
+
+def sharp_net(seed, scale=4.0, **kwargs):
+    """A teacher with an opinion: its logits are spread out."""
+    net = tiny_net(seed, **kwargs)
+    with torch.no_grad():
+        net.head.weight.mul_(scale)
+    return net
+
+
+def tiny_data(count=16, num_classes=4, seed=0, size=8):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    return ImageTensors(
+        images, torch.randint(0, num_classes, (count,), generator=generator), list(map(str, range(num_classes)))
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)  # several threads on a busy machine are slower by orders of magnitude
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    return json.loads((FIXTURES / "method_vectors.json").read_text())
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    def make(**options):
+        defaults = dict(
+            output_dir=str(tmp_path / "run"),
+            per_device_train_batch_size=4,
+            num_train_epochs=1,
+            steps=2,
+            eval_attack_steps=2,
+            augment="none",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            channels_last=False,
+        )
+        return BMTARDConfig(**{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_config):
+    def make(model=None, data=None, *, clean_teacher=None, robust_teacher=None, eval_dataset=None, **options):
+        known = {key: options.pop(key) for key in ("callbacks", "data_collator", "compute_metrics") if key in options}
+        if options.get("method", "bmtard") in ("bmtard", "mtard", "baseline"):
+            known["clean_teacher"] = clean_teacher if clean_teacher is not None else sharp_net(1, scale=8)
+            known["robust_teacher"] = robust_teacher if robust_teacher is not None else sharp_net(2)
+        return BMTARDTrainer(
+            model if model is not None else tiny_net(0),
+            make_config(**options),
+            train_dataset=data if data is not None else tiny_data(),
+            eval_dataset=eval_dataset if eval_dataset is not None else tiny_data(10, seed=5),
+            **known,
+        )
+
+    return make
