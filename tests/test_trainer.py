@@ -1,0 +1,273 @@
+import copy
+
+import pytest
+import torch
+from conftest import sharp_net, tiny_data, tiny_net
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+
+from bmtard_hooks import BMTARDTrainer, DistillationCallback, EntropyBalance, LossBalance, PGDCollator, create_model
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append([parameter.grad.clone() for parameter in model.parameters()])
+
+
+class Listener(DistillationCallback):
+    """Keeps what the balance event shows."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_losses(self, args, state, control, *, losses, entropies, distillation, **kwargs):
+        weights = {name: value.item() for name, value in distillation.weights.items()}
+        self.seen.append(({name: value.item() for name, value in losses.items()}, weights, kwargs))
+
+
+def test_log_has_stable_keys(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    kinds = ("loss", "entropy", "knowledge_scale", "relative_loss", "temperature", "weight")
+    expected = {f"{kind}_{name}" for kind in kinds for name in ("clean", "robust")}
+    training_logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(training_logs) == 4
+    for entry in training_logs:
+        assert expected <= entry.keys()
+        assert all(type(entry[key]) is float for key in expected)
+        total = sum(entry[f"weight_{name}"] * entry[f"loss_{name}"] for name in ("clean", "robust"))
+        assert entry["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_teachers_are_bit_identical_after_training(make_trainer):
+    teachers = [sharp_net(seed, batch_norm=True).train() for seed in (1, 2)]
+    before = [copy.deepcopy(teacher.state_dict()) for teacher in teachers]
+    make_trainer(clean_teacher=teachers[0], robust_teacher=teachers[1]).train()
+    for teacher, saved in zip(teachers, before, strict=True):
+        assert not any(module.training for module in teacher.modules())
+        assert all(torch.equal(value, saved[name]) for name, value in teacher.state_dict().items())
+
+
+def test_users_callback_replaces_the_methods_own(make_trainer):
+    mine = LossBalance(rate=0.5)
+    trainer = make_trainer(callbacks=[mine])
+    found = [c for c in trainer.callback_handler.callbacks if isinstance(c, (LossBalance, EntropyBalance))]
+    assert [type(callback) for callback in found] == [LossBalance, EntropyBalance]
+    assert found[0] is mine
+
+
+def test_removing_the_callbacks_leaves_the_baseline(make_trainer):
+    trainer = make_trainer()
+    trainer.remove_callback(LossBalance)
+    trainer.remove_callback(EntropyBalance)
+    trainer.train()
+    state = trainer.distillation.state_dict()
+    assert state["weights"] == {"robust": 0.5, "clean": 0.5}
+    assert state["temperatures"] == {"robust": 1.0, "clean": 1.0}
+
+
+def test_event_reaches_callbacks_of_any_class_and_spares_the_others(make_trainer):
+    class Duck(TrainerCallback):
+        calls = 0
+
+        def on_losses(self, *args, **kwargs):
+            Duck.calls += 1
+
+    trainer = make_trainer(callbacks=[Duck()])  # Trainer's own callbacks have no such event
+    trainer.train()
+    assert Duck.calls == 4
+
+
+@pytest.mark.parametrize("method", ["baseline", "mtard", "bmtard", "natural", "sat", "trades"])
+def test_every_method_trains_any_student(make_trainer, method):
+    student = tiny_net(0, batch_norm=True)
+    before = copy.deepcopy(student.state_dict())
+    trainer = make_trainer(student, method=method)
+    output = trainer.train()
+    assert output.global_step == 4 and 0 < output.training_loss < 20
+    assert not torch.equal(before["head.weight"], student.state_dict()["head.weight"])
+
+
+def gradients_of(make_trainer, model, batch, accumulation, **options):
+    recorder = Gradients()
+    options = {"clean_teacher": sharp_net(1, 8.0), "robust_teacher": sharp_net(2), **options}
+    trainer = make_trainer(
+        model,
+        tiny_data(24),
+        callbacks=[recorder],
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        start="zero",  # the noise of micro-batches is their own
+        **options,
+    )
+    trainer.train()
+    return recorder.steps, trainer
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_accumulation_equals_the_large_batch(make_trainer, balance):
+    options = {"entropy_balance": balance, "loss_balance": balance, "weight_rate": 0.5, "temperature_rate": 0.1}
+    large, one = gradients_of(make_trainer, tiny_net(0), 8, 1, **options)
+    small, many = gradients_of(make_trainer, tiny_net(0), 2, 4, **options)
+    assert len(large) == len(small) == 3
+    for a, b in zip(large, small, strict=True):
+        for left, right in zip(a, b, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+    for group, values in one.distillation.state_dict().items():
+        assert many.distillation.state_dict()[group] == pytest.approx(values, rel=1e-5), group
+    assert one.state.log_history[0]["loss"] == pytest.approx(many.state.log_history[0]["loss"], rel=1e-4)
+    assert (one.distillation.weights["clean"].item() != 0.5) is balance
+
+
+def test_accumulation_does_not_scale_the_gradient_of_a_vit(make_trainer):
+    # a forward with **kwargs makes transformers skip the division by the number of micro-batches
+    def vit():
+        torch.manual_seed(0)
+        config = ViTConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
+            patch_size=4, num_labels=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        return ViTForImageClassification(config)
+
+    large, _ = gradients_of(make_trainer, vit(), 8, 1)
+    small, _ = gradients_of(make_trainer, vit(), 2, 4)
+    for left, right in zip(large[0], small[0], strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-6)
+
+
+def test_balance_moves_once_per_optimizer_step_and_a_preview_moves_no_statistics(make_trainer):
+    listener = Listener()
+    student = tiny_net(0, batch_norm=True)
+    trainer = make_trainer(
+        student, tiny_data(20), callbacks=[listener], per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    trainer.train()
+    assert trainer.state.global_step == len(listener.seen) == 3  # the last window has only two micro-batches
+    assert student.norm.num_batches_tracked.item() == 2 * 10  # two forwards per micro-batch, none for the previews
+
+
+def test_dropout_sees_the_same_masks_in_preview_and_step(make_trainer):
+    listener = Listener()
+    trainer = make_trainer(
+        tiny_net(0, dropout=0.5), callbacks=[listener], per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    trainer.train()
+    for (losses, weights, _), entry in zip(listener.seen, trainer.state.log_history, strict=False):
+        assert entry["loss"] == pytest.approx(sum(weights[name] * losses[name] for name in losses), rel=1e-2)
+        assert entry["loss_clean"] == pytest.approx(losses["clean"], rel=1e-5)
+
+
+def test_optimizer_has_momentum_no_clipping_and_decays_everything(make_trainer):
+    trainer = make_trainer(tiny_net(0, batch_norm=True))
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is torch.optim.SGD
+    decayed = [group for group in optimizer.param_groups if group["params"]]
+    assert len(decayed) == 1 and decayed[0]["weight_decay"] == 2e-4 and decayed[0]["momentum"] == 0.9
+    assert len(decayed[0]["params"]) == len(list(trainer.model.parameters()))
+    assert trainer.args.max_grad_norm == 0
+
+
+def test_optimizer_and_schedule_stay_replaceable(make_trainer, make_config):
+    student = tiny_net(0)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=2)
+    trainer = BMTARDTrainer(
+        student, make_config(method="natural"), train_dataset=tiny_data(), optimizers=(optimizer, schedule)
+    )
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == [5e-4, 5e-4, 1e-3, 1e-3]
+    adam = make_trainer(optim="adamw_torch", learning_rate=1e-3, lr_scheduler_type="linear")
+    adam.train()
+    assert type(adam.optimizer.optimizer) is torch.optim.AdamW
+    assert adam.state.log_history[-2]["learning_rate"] == pytest.approx(2.5e-4)
+
+
+def test_learning_rate_falls_at_the_papers_share_of_any_run(make_trainer):
+    trainer = make_trainer(data=tiny_data(4 * 60), method="natural")
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    falls = [step for step in range(1, 60) if rates[step] != rates[step - 1]]
+    assert falls == [43, 52, 57]  # 215, 260 and 285 of 300
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_student_by_name_and_timm_network_are_saved_for_from_pretrained(make_trainer, tmp_path):
+    import timm
+    from transformers import AutoModelForImageClassification
+
+    network = timm.create_model("resnet8_cifar", num_classes=4)
+    trainer = make_trainer(network)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    images = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = trainer.student.eval()(images)
+        plain = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()(images).logits
+        ours = create_model(str(tmp_path / "saved")).eval()(images)
+    torch.testing.assert_close(plain, expected)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_normalisation_travels_with_the_saved_student(make_trainer, tmp_path):
+    student = create_model("resnet8_cifar", 4, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
+    trainer = make_trainer(student)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    images = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(create_model(str(tmp_path / "saved")).eval()(images), student.eval()(images))
+
+
+def test_model_card_says_what_was_done(make_trainer, tmp_path):
+    trainer = make_trainer(create_model("resnet8_cifar", 4), eval_strategy="epoch")
+    trainer.train()
+    card = (tmp_path / "run" / "README.md").read_text()
+    for words in (
+        "resnet8_cifar trained with bmtard",
+        "clean teacher | TinyNet",
+        "PGD-2, linf, eps 0.031373",
+        "W-Robust |",
+    ):
+        assert words in card
+
+
+def test_attack_uses_the_weights_of_the_step_and_torchattacks_objects_work(make_trainer):
+    import torchattacks
+
+    seen = []
+
+    class Spy(PGDCollator):
+        def craft(self, model, batch, **kwargs):
+            seen.append(next(model.parameters()).detach().clone())
+            return super().craft(model, batch, **kwargs)
+
+    student = tiny_net(0)
+    history = [next(student.parameters()).detach().clone()]
+
+    class After(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            history.append(next(model.parameters()).detach().clone())
+
+    collator = Spy(attack=torchattacks.PGD(student, steps=2), augment="none")
+    make_trainer(student, data_collator=collator, callbacks=[After()], dataloader_num_workers=1).train()
+    assert len(seen) == 4
+    assert all(torch.equal(used, now) for used, now in zip(seen, history, strict=False))
+    assert not torch.equal(seen[0], seen[-1])
+
+
+def test_bf16_and_compile_settings_train(make_trainer):
+    trainer = make_trainer(tiny_net(0, batch_norm=True), bf16=True)
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    compiled = make_trainer(tiny_net(0), torch_compile=True, torch_compile_backend="eager")
+    compiled.train()
+    plain = make_trainer(tiny_net(0))
+    plain.train()
+    for left, right in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
