@@ -1,0 +1,197 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_data, tiny_net
+from PIL import Image
+from transformers import Trainer, TrainingArguments
+
+from bmtard_hooks import PGDCollator
+from bmtard_hooks.randomness import keyed_generator
+
+
+def picture(mode="RGB", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": picture(), "label": 1},
+        {"img": picture("L"), "fine_label": 1},
+        {"pixel_values": torch.zeros(3, 8, 8, dtype=torch.uint8), "labels": torch.tensor(1)},
+        {"x": torch.rand(3, 8, 8), "y": np.int64(1)},
+        {"image": np.zeros((8, 8, 3), dtype=np.uint8), "label": 1, "other": "ignored"},
+        (picture(), 1),
+    ],
+)
+def test_rows_of_every_kind_become_pixels(row):
+    batch = PGDCollator()([row, row])
+    assert batch["pixel_values"].shape == (2, 3, 8, 8) and batch["pixel_values"].dtype == torch.float32
+    assert 0 <= batch["pixel_values"].min() and batch["pixel_values"].max() <= 1
+    assert batch["labels"].tolist() == [1, 1] and set(batch) == {"pixel_values", "labels"}
+
+
+def test_bytes_become_the_same_pixels_as_pictures():
+    image = picture()
+    as_bytes = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    collate = PGDCollator()
+    torch.testing.assert_close(collate([(image, 0)])["pixel_values"], collate([(as_bytes, 0)])["pixel_values"])
+
+
+def test_named_columns_are_used():
+    collate = PGDCollator(image_column="scan", label_column="grade")
+    assert collate([{"scan": picture(), "grade": 2, "label": 0}])["labels"].tolist() == [2]
+
+
+def test_grey_images_keep_one_channel_on_request():
+    assert PGDCollator(mode="L")([(picture("L"), 0)])["pixel_values"].shape == (1, 1, 8, 8)
+
+
+def batch_of(count=6):
+    return PGDCollator()([tiny_data(count)[i] for i in range(count)])
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin", lambda logits, labels: -logits.gather(1, labels[:, None])])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_craft_raises_the_loss_inside_the_ball(loss, norm):
+    model, batch = tiny_net(0, batch_norm=True), batch_of()
+    crafted = PGDCollator(0.1, 0.05, 5, norm=norm, loss=loss, augment="none", start="uniform").craft(model, batch)
+    assert crafted["pixel_values"] is batch["pixel_values"] and "adv_pixel_values" not in batch
+    delta = crafted["adv_pixel_values"] - batch["pixel_values"]
+    assert delta.abs().max() > 0
+    assert (delta.abs().max() if norm == "linf" else delta.flatten(1).norm(dim=1).max()) <= 0.1 + 1e-6
+    model.eval()
+    losses = [torch.nn.functional.cross_entropy(model(batch_pixels), batch["labels"]) for batch_pixels in
+              (batch["pixel_values"], crafted["adv_pixel_values"])]  # fmt: skip
+    assert losses[1] > losses[0] or loss == "kl"
+
+
+def test_craft_depends_on_its_key_alone():
+    model, batch = tiny_net(0), batch_of()
+    collator = PGDCollator(steps=1, start="uniform")
+    first = collator.craft(model, batch, key=(3, 0, 0))
+    torch.manual_seed(99)
+    again = collator.craft(model, batch, key=(3, 0, 0))
+    other_rank = collator.craft(model, batch, key=(3, 0, 1))
+    for name in ("pixel_values", "adv_pixel_values"):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other_rank[name])
+
+
+def test_keyed_generator_separates_neighbouring_keys():
+    draws = {torch.rand(1, generator=keyed_generator(*key)).item() for key in [(1, 23), (12, 3), ("1", 23), (1, 2, 3)]}
+    assert len(draws) == 4
+
+
+def test_callable_attack_is_used_and_checked():
+    model, batch = tiny_net(0), batch_of()
+    crafted = PGDCollator(attack=lambda x, y: (x + 0.5).clamp(0, 1), augment="none").craft(model, batch)
+    torch.testing.assert_close(crafted["adv_pixel_values"], (batch["pixel_values"] + 0.5).clamp(0, 1))
+    with pytest.raises(ValueError, match=r"the attack returned pixels from .* they must stay in \[0, 1\]"):
+        PGDCollator(attack=lambda x, y: x + 2).craft(model, batch)
+    with pytest.raises(ValueError, match="the attack returned shape"):
+        PGDCollator(attack=lambda x, y: x[:1]).craft(model, batch)
+
+
+@pytest.mark.parametrize("name", ["FGSM", "PGD", "APGD", "FAB", "Square"])
+def test_torchattacks_objects_leave_no_trace(name):
+    import torchattacks
+
+    model, batch = tiny_net(0, batch_norm=True).train(), batch_of()
+    options = {"Square": {"n_queries": 5}, "FAB": {"n_classes": 4, "steps": 2}}.get(name, {})
+    wrapper = torch.nn.Sequential(model)  # a fresh wrapper: torchattacks would put the inner model into train mode
+    attack = getattr(torchattacks, name)(wrapper, eps=8 / 255, **options)
+    model.norm.eval()
+    before = [torch.get_rng_state(), model.norm.running_mean.clone()]
+    crafted = PGDCollator(attack=attack, augment="none").craft(model, batch)
+    assert crafted["adv_pixel_values"].shape == batch["pixel_values"].shape
+    assert model.training and not model.norm.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(before[0], torch.get_rng_state()) and torch.equal(before[1], model.norm.running_mean)
+
+
+def test_bound_collator_crafts_in_train_mode_only():
+    model, rows = tiny_net(0).train(), [tiny_data()[i] for i in range(4)]
+    clean = PGDCollator()(rows)["pixel_values"]
+    pair = PGDCollator(augment="none").bind(model, output="pair")(rows)
+    torch.testing.assert_close(pair["pixel_values"], clean)
+    replaced = PGDCollator(augment="none").bind(model)(rows)
+    torch.testing.assert_close(replaced["pixel_values"], pair["adv_pixel_values"])
+    assert set(replaced) == {"pixel_values", "labels"}
+    model.eval()
+    torch.testing.assert_close(PGDCollator(augment="none").bind(model)(rows)["pixel_values"], clean)
+
+
+def test_bound_collator_refuses_to_attack_with_a_workers_stale_weights():
+    loader = torch.utils.data.DataLoader(
+        tiny_data(), batch_size=4, num_workers=1, collate_fn=PGDCollator().bind(tiny_net(0).train()),
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="every attack would be stale"):
+        next(iter(loader))
+
+
+def test_pickled_collator_does_not_carry_the_model():
+    assert pickle.loads(pickle.dumps(PGDCollator().bind(tiny_net(0))))._model is None
+
+
+def test_plain_trainer_trains_on_adversarial_images(tmp_path):
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.seen = tiny_net(0), []
+
+        def forward(self, pixel_values, labels=None):
+            logits = self.net(pixel_values)
+            if labels is None:
+                return {"logits": logits}
+            self.seen.append((self.training, pixel_values.clone()))
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    model, data = Classifier(), tiny_data(8)
+    collator = PGDCollator(augment="none", steps=2).bind(model)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, num_train_epochs=1, per_device_train_batch_size=8, report_to="none",
+        remove_unused_columns=False, disable_tqdm=True, eval_strategy="epoch", save_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, data_collator=collator, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    clean = data.images.float() / 255
+    for training, pixels in model.seen:
+        distance = torch.cdist(pixels.flatten(1), clean.flatten(1), p=torch.inf).amin(1).max()
+        assert (distance > 0.01) if training else (distance == 0)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (
+            [{"picture": picture(), "label": 0}],
+            r"no image column .* among \['label', 'picture'\]: pass image_column=NAME",
+        ),
+        ([{"image": picture(), "target": 0}], "no label column"),
+        ([(torch.full((3, 8, 8), 2.0), 0)], r"values from 2 to 2: pixels must be in \[0, 1\]"),
+        ([(torch.full((3, 8, 8), torch.nan), 0)], "values from nan to nan: pixels must be"),
+        ([(torch.zeros(3, 8, 8, dtype=torch.int32), 0)], "dtype torch.int32: pass uint8"),
+        ([(torch.zeros(5), 0)], r"shape \(5,\): expected"),
+        ([(picture(), 7)], r"labels from 7 to 7 do not fit 4 classes \(0 to 3\)"),
+        ([(picture(), -1)], "labels from -1"),
+        ([(torch.rand(3, 8, 8), 0), (torch.rand(3, 9, 9), 0)], "several shapes in one batch"),
+    ],
+)
+def test_bad_rows_are_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        PGDCollator(num_classes=4)(rows)
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"loss": "mse"}, "loss='mse' is unknown"), ({"augment": "cutout"}, "augment='cutout'")]
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PGDCollator(**options)
+    with pytest.raises(ValueError, match="output='both' is unknown"):
+        PGDCollator().bind(tiny_net(0), output="both")

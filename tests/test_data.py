@@ -1,0 +1,99 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bmtard_hooks.data import ImageTensors, IndexedRows, augment, class_count, load_images
+from bmtard_hooks.randomness import uniform_by_image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set in the hub's parquet layout."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+    rows = {"img": [Image.fromarray(image) for image in pixels], "label": [i % 3 for i in range(12)]}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            tmp_path / "set" / f"{split}-00000-of-00001.parquet"
+        )
+    return tmp_path / "set", pixels
+
+
+def test_load_images_decodes_a_local_directory_once(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    directory, pixels = folder
+    data = load_images(str(directory), "test")
+    assert torch.equal(data.images, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert data.labels.tolist() == [i % 3 for i in range(12)]
+    assert (data.label_names, data.num_classes) == (["a", "b", "c"], 3)
+    assert len(load_images(str(directory), "train", limit=5)) == 5
+    with pytest.raises(ValueError, match=r"no image column 'scan' among \['img', 'label'\]"):
+        load_images(str(directory), "test", image_column="scan")
+
+
+def test_class_count_comes_from_the_data_sets_features(folder):
+    rows = datasets.Dataset.from_parquet(str(folder[0] / "test-00000-of-00001.parquet"))
+    assert class_count(rows) == 3
+    assert class_count([1, 2]) is None
+
+
+def per_image_crop_and_flip(image, top, left, flip, padding):
+    channels, height, width = image.shape
+    padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding)
+    padded[:, padding : padding + height, padding : padding + width] = image
+    cropped = padded[:, top : top + height, left : left + width]
+    return torch.stack([row[:, torch.arange(width - 1, -1, -1)] for row in cropped]) if flip else cropped
+
+
+def test_batched_augmentation_equals_the_per_image_definition():
+    images = torch.rand(32, 3, 7, 5)
+    found = augment(images, "crop_flip", 2, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    tops, lefts = (torch.randint(0, 5, (32,), generator=generator) for _ in range(2))
+    flips = torch.rand(32, generator=generator) < 0.5
+    assert len(set(tops.tolist())) == 5 and 0 < flips.sum() < 32
+    for i in range(32):
+        expected = per_image_crop_and_flip(images[i], int(tops[i]), int(lefts[i]), bool(flips[i]), 2)
+        assert torch.equal(found[i], expected)
+
+
+@pytest.mark.parametrize("kind", ["none", "crop", "flip", "crop_flip"])
+def test_augmentation_keeps_shape_and_range(kind):
+    images = torch.rand(8, 1, 6, 6)
+    changed = augment(images, kind, 2, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape and 0 <= changed.min() and changed.max() <= 1
+    assert torch.equal(changed, images) is (kind == "none")
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    together = uniform_by_image(range(6), (3, 4, 4), 42, "eval")
+    alone = uniform_by_image([4], (3, 4, 4), 42, "eval")
+    assert torch.equal(together[4], alone[0])
+    assert not torch.equal(together[4], together[5])
+    assert together.min() >= -1 and together.max() < 1 and abs(together.mean()) < 0.2
+
+
+def test_split_holds_out_without_overlap():
+    data = ImageTensors(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.zeros(10))
+    rest, held_out = data.split(3)
+    assert (len(rest), len(held_out)) == (7, 3)
+    assert sorted(torch.cat([rest.images, held_out.images]).flatten().tolist()) == list(range(10))
+    with pytest.raises(ValueError, match="cannot hold out 10 of 10"):
+        data.split(10)
+
+
+def test_rows_know_their_position():
+    rows = IndexedRows.of([("image", 3), ("other", 4)])
+    assert rows[1] == {"pixel_values": "other", "labels": 4, "image_index": 1} and len(rows) == 2
+    assert IndexedRows.of(rows) is rows
+    stream = (row for row in [])
+    assert IndexedRows.of(stream) is stream
+
+
+def test_image_tensors_refuse_floats_and_unequal_lengths():
+    with pytest.raises(ValueError, match="expected uint8"):
+        ImageTensors(torch.zeros(2, 3, 4, 4), torch.zeros(2))
+    with pytest.raises(ValueError, match="and 3 labels"):
+        ImageTensors(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3))

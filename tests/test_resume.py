@@ -1,0 +1,97 @@
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import tiny_data, tiny_net
+
+from bmtard_hooks import DistillationState
+from bmtard_hooks.state import STATE_NAME, load_state, save_state
+
+OPTIONS = [
+    {},
+    {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    {"dataloader_num_workers": 1},
+    {"eval_strategy": "steps", "eval_steps": 1},
+    {"method": "trades"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(o) or "plain")
+@pytest.mark.parametrize("stop", [3, 4])  # in the middle and at the end of an epoch
+def test_resumed_run_equals_the_straight_one_bit_for_bit(make_trainer, tmp_path, options, stop):
+    def trainer():
+        return make_trainer(
+            tiny_net(0, batch_norm=True, dropout=0.3),
+            tiny_data(16),
+            num_train_epochs=2,
+            save_strategy="steps",
+            save_steps=1,
+            augment="crop_flip",
+            crop_padding=1,
+            weight_rate=0.3,
+            temperature_rate=0.1,
+            **options,
+        )
+
+    straight = trainer()
+    straight.train()
+    for step in range(stop + 1, 9):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == straight.state.global_step == 8
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert straight.distillation.state_dict() == resumed.distillation.state_dict()
+    keys = [key for key in straight.state.log_history[7] if not key.startswith(("train_", "eval_"))]
+    logs = [[{key: row.get(key) for key in keys} for row in t.state.log_history] for t in (straight, resumed)]
+    assert logs[0] == logs[1]
+
+
+def test_state_survives_json_bit_for_bit(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.rand(6, dtype=torch.float64, generator=generator).tolist()
+    state = DistillationState.create({"a": numbers[0], "b": numbers[1]}, {"a": numbers[2], "b": 0.1 + 0.2})
+    state.initial_losses["a"] = torch.tensor(numbers[4] * 1e-12, dtype=torch.float64)
+    save_state(tmp_path, state.state_dict())
+    other = DistillationState.create({"a": 1, "b": 1}, {"a": 1, "b": 1})
+    other.load_state_dict(load_state(tmp_path))
+    assert other.state_dict() == state.state_dict()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def checkpoint(make_trainer, tmp_path, **options):
+    trainer = make_trainer(save_strategy="steps", save_steps=2, **options)
+    trainer.train()
+    return tmp_path / "run" / "checkpoint-2"
+
+
+def test_checkpoint_of_another_method_is_refused(make_trainer, tmp_path):
+    directory = checkpoint(make_trainer, tmp_path)
+    with pytest.raises(ValueError, match="trained with method='bmtard', this run has 'mtard'"):
+        make_trainer(method="mtard").train(resume_from_checkpoint=str(directory))
+    with pytest.raises(ValueError, match=r"has callbacks \['EntropyBalance', 'LossBalance'\], this run has"):
+        make_trainer(loss_balance=False).train(resume_from_checkpoint=str(directory))
+
+
+def test_checkpoint_without_or_with_half_a_state_is_refused(make_trainer, tmp_path):
+    directory = checkpoint(make_trainer, tmp_path)
+    (directory / STATE_NAME).write_text('{"version": 1, "meth')
+    with pytest.raises(ValueError, match="is not whole"):
+        make_trainer().train(resume_from_checkpoint=str(directory))
+    (directory / STATE_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match="was not written by BMTARDTrainer"):
+        make_trainer().train(resume_from_checkpoint=str(directory))
+
+
+def test_state_of_other_teachers_is_refused():
+    state = DistillationState.create({"a": 1.0}, {"a": 1.0})
+    with pytest.raises(ValueError, match=r"has temperatures for \['b'\], this run for \['a'\]"):
+        state.load_state_dict({"temperatures": {"b": 1.0}, "weights": {"a": 1.0}, "initial_losses": {}})
+
+
+def test_every_checkpoint_holds_the_state_also_when_only_the_model_is_saved(make_trainer, tmp_path):
+    directory = checkpoint(make_trainer, tmp_path, save_only_model=True)
+    content = json.loads((directory / STATE_NAME).read_text())
+    assert content["method"] == "bmtard" and set(content["weights"]) == {"robust", "clean"}
