@@ -102,6 +102,8 @@ def check_datasets(
     image_column, label_column = getattr(collator, "image_column", None), getattr(collator, "label_column", None)
     flat = [rows for entry in datasets for rows in (entry.values() if isinstance(entry, dict) else [entry])]
     for rows in flat:
+        if rows is not None and hasattr(rows, "__len__") and len(rows) == 0:
+            raise ValueError("a data set is empty")
         columns = getattr(rows, "column_names", None)
         if columns:
             find_column(columns, image_column, IMAGE_COLUMNS, "image")
@@ -127,8 +129,6 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
         raise ValueError("train_dataset is missing")
     if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
         return  # iterating would use the stream up
-    if len(rows) == 0:
-        raise ValueError("train_dataset is empty")
     model_modes = [(module, module.training) for module in trainer.model.modules()]
     trainer.model.eval()  # a bound collator attacks only in train mode
     with trainer.untouched_randomness():

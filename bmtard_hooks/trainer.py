@@ -98,7 +98,9 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             for module in (self.model, *self.teachers.values()):
                 module.to(memory_format=torch.channels_last)
         self._attacked = _compiled(self.model, args)
-        self._ask = {name: partial(self._teacher_logits, _compiled(t, args)) for name, t in self.teachers.items()}
+        compiled = {name: _compiled(teacher, args) for name, teacher in self.teachers.items()}
+        self._ask = {name: partial(self._teacher_logits, name, teacher) for name, teacher in compiled.items()}
+        self._answers: dict[tuple[str, int], Tensor] = {}
         self._metrics, self._finite = StepMetrics(), FiniteGuard()
         self._window: list[Batch] = []
         self._position, self._observed = 0, False
@@ -155,15 +157,17 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
     def _preview(self, model: nn.Module) -> None:
         """Look at a whole accumulation window before its first backward, so that it is balanced like one large batch.
 
-        Weights act in the step in which they move, but a window's losses are known only at its end. So its forwards run
-        once without gradient (5 to 10 % of the step), with the random numbers and BatchNorm statistics they will find.
+        Weights act in the step in which they move, but a window's losses are known only at its end. So the student's
+        forwards run once more without gradient, with the random numbers and BatchNorm statistics that they will find;
+        the teachers' answers are kept.
         """
         self._window = [self._craft(inputs, position) for position, inputs in enumerate(self._window)]
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         student = partial(self.student.logits, self.model)
         model.train()
         with torch.no_grad(), self.untouched_randomness():
-            outputs = [self.method.loss_parts(student, self._ask, batch, self.distillation) for batch in self._window]
+            teachers = {name: partial(self._remembered, name) for name in self._ask}
+            outputs = [self.method.loss_parts(student, teachers, batch, self.distillation) for batch in self._window]
             for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(saved)
         self._observe(outputs)
@@ -184,9 +188,16 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
         )
 
-    def _teacher_logits(self, teacher: nn.Module, pixels: Tensor) -> Tensor:
+    def _teacher_logits(self, name: str, teacher: nn.Module, pixels: Tensor) -> Tensor:
+        if (name, id(pixels)) in self._answers:
+            return self._answers.pop((name, id(pixels)))
         with torch.no_grad(), self.accelerator.autocast():
             return teacher(pixels)
+
+    def _remembered(self, name: str, pixels: Tensor) -> Tensor:
+        # the window keeps the images alive until they come by again, so their identity is a safe key
+        self._answers[name, id(pixels)] = answer = self._ask[name](pixels)
+        return answer
 
     def fire(self, event: str, **kwargs: Any) -> None:
         """Call an event that only some callbacks have, the way Trainer calls its own."""
@@ -211,6 +222,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         """Remember the micro-batches of the optimizer step that begins."""
         self._window, count = super().get_batch_samples(*args, **kwargs)
         self._position, self._observed = 0, False
+        self._answers.clear()
         return self._window, count
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:

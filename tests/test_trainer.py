@@ -271,3 +271,21 @@ def test_bf16_and_compile_settings_train(make_trainer):
     plain.train()
     for left, right in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_teachers_answer_once_per_micro_batch(make_trainer):
+    class Counting(torch.nn.Module):
+        num_classes, calls = 4, 0
+
+        def __init__(self):
+            super().__init__()
+            self.net = sharp_net(1)
+
+        def forward(self, pixel_values):
+            Counting.calls += 1
+            return self.net(pixel_values)
+
+    make_trainer(
+        clean_teacher=Counting(), per_device_train_batch_size=2, gradient_accumulation_steps=4, entropy_balance=False
+    ).train()
+    assert Counting.calls == 8 + 1  # 16 images, and one try before training

@@ -1,0 +1,217 @@
+"""What is wrong is said before the first step, with the value, the allowed range and the fix; nothing is written."""
+
+import datasets
+import pytest
+import torch
+from conftest import sharp_net, tiny_data, tiny_net
+
+from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, create_model
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "bmtadr"}, "unknown method 'bmtadr': did you mean bmtard"),
+        ({"eps": 8}, r"eps=8 is outside \(0, 1\]: pixels are in \[0, 1\], pass 8/255"),
+        ({"eps": 0.0}, "eps=0.0 must be a positive number"),
+        ({"eval_attack_eps": -1}, "eps=-1 must be a positive number"),
+        ({"steps": -1}, "steps=-1 is not a number of steps"),
+        ({"norm": "max"}, "norm='max' is unknown"),
+        ({"start": "somewhere"}, "start='somewhere' is unknown"),
+        ({"min_temperature": 5.0, "max_temperature": 2.0}, r"temperature bounds \[5.0, 2.0\] are crossed"),
+        ({"min_temperature": 0.0}, r"temperature bounds \[0.0, 10.0\] are crossed or not positive"),
+        (
+            {"clean_temperature": 0.5},
+            r"clean_temperature=0.5 is outside \[min_temperature, max_temperature\] = \[1.0, 10.0\]",
+        ),
+        ({"robust_temperature": 11.0}, "robust_temperature=11.0 is outside"),
+        ({"temperature_rate": 0.0}, "temperature_rate=0.0 must be positive"),
+        ({"weight_rate": 2.0}, r"weight_rate=2.0 is outside \(0, 1\]"),
+        ({"loss_balance_power": -1.0}, "loss_balance_power=-1.0 must be positive"),
+        ({"entropy_rule": "sum"}, "entropy_rule='sum' is unknown: choose one of difference, ratio"),
+        ({"clean_weight": -0.1}, "clean_weight=-0.1, robust_weight=0.5: pass two non-negative numbers"),
+        ({"clean_weight": 0.0, "robust_weight": 0.0}, "not both 0"),
+        ({"loss_scale": 0.0}, "loss_scale=0.0 is not allowed: pass a positive number"),
+        ({"log_eps": -1e-5}, "log_eps=-1e-05 is not allowed"),
+        ({"trades_beta": -1.0}, "trades_beta=-1.0 is not allowed"),
+        ({"momentum": 1.0}, r"momentum=1.0 is not allowed: pass a number in \[0, 1\)"),
+        ({"lr_gamma": 0.0}, "lr_gamma=0.0 is not allowed"),
+        ({"lr_milestones": [3, 2]}, r"lr_milestones=\[3, 2\] is not allowed: pass increasing"),
+        ({"lr_milestones": [3], "lr_scheduler_type": "cosine"}, "contradict each other: drop one"),
+        ({"augment": "mixup"}, "augment='mixup' is not allowed: pass one of crop_flip, crop, flip, none"),
+        ({"crop_padding": -2}, "crop_padding=-2 is not allowed"),
+        ({"w_robust_clean_weight": 1.2}, "w_robust_clean_weight=1.2 is not allowed"),
+        ({"fp16": True}, "fp16=True on a CPU would silently train in float32"),
+        ({"bf16_full_eval": True}, "would quantise the attacked images"),
+    ],
+)
+def test_config_refuses(options, message, tmp_path):
+    if "fp16" in options and torch.accelerator.is_available():
+        options = {**options, "use_cpu": True}
+    with pytest.raises(ValueError, match=message):
+        BMTARDConfig(output_dir=str(tmp_path / "run"), **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fp16_settings_are_accepted_where_there_is_an_accelerator(monkeypatch, tmp_path):
+    # transformers looks for the device itself, so only this library's own check is exercised here
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: None)
+    assert BMTARDConfig(output_dir=str(tmp_path), fp16=True).fp16
+
+
+def with_label_column(labels):
+    rows = {"pixel_values": [[[[0.5] * 8] * 8] * 3] * len(labels), "label": labels}
+    return datasets.Dataset.from_dict(rows)
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"clean_teacher": None}, "method 'bmtard' needs a clean teacher: pass clean_teacher="),
+        ({"clean_teacher": sharp_net(1, num_classes=7)}, "the clean teacher has 7 classes, the student has 4"),
+        ({"model": None}, "pass the student as model="),
+        ({"model": "resnet18_cifra"}, "unknown model 'resnet18_cifra': did you mean resnet18_cifar"),
+        ({"model": tiny_net(0).requires_grad_(False)}, "the student has no parameter to train"),
+        (
+            {"train_dataset": with_label_column([0, 9])},
+            r"labels go from 0 to 9, but the student has 4 classes \(0 to 3\)",
+        ),
+        ({"train_dataset": with_label_column([-1, 2])}, "labels go from -1 to 2"),
+        ({"train_dataset": tiny_data(8, num_classes=6)}, "but the student has 4 classes"),
+        ({"eval_dataset": with_label_column([0, 9])}, "labels go from 0 to 9"),
+        ({"train_dataset": datasets.Dataset.from_dict({"scan": [1], "label": [0]})}, "no image column"),
+        ({"train_dataset": datasets.Dataset.from_dict({"image": [1], "grade": [0]})}, "no label column"),
+        ({"compute_loss_func": lambda *a: 0}, "compute_loss_func would replace"),
+    ],
+)
+def test_trainer_refuses_before_anything_is_written(parts, message, make_config, tmp_path):
+    given = {
+        "model": tiny_net(0),
+        "clean_teacher": sharp_net(1),
+        "robust_teacher": sharp_net(2),
+        "train_dataset": tiny_data(),
+        **parts,
+    }
+    with pytest.raises(ValueError, match=message):
+        BMTARDTrainer(args=make_config(), **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_network_cannot_be_teacher_and_student(make_config):
+    shared = tiny_net(0)
+    with pytest.raises(ValueError, match="no parameter to train|are the same object"):
+        BMTARDTrainer(
+            shared, make_config(), train_dataset=tiny_data(), clean_teacher=shared, robust_teacher=sharp_net(2)
+        )
+
+
+def test_plain_training_arguments_are_refused(tmp_path):
+    from transformers import TrainingArguments
+
+    with pytest.raises(TypeError, match="args is a TrainingArguments: pass a BMTARDConfig"):
+        BMTARDTrainer(
+            tiny_net(0), TrainingArguments(output_dir=str(tmp_path), use_cpu=True), train_dataset=tiny_data()
+        )
+
+
+class Broken(torch.nn.Module):
+    num_classes = 4
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.weight = answer, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixel_values):
+        return self.answer(pixel_values)
+
+
+def fail(pixels):
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(
+    "teacher, message",
+    [
+        (Broken(fail), r"the robust teacher cannot take images of shape \(3, 8, 8\): mat1"),
+        (Broken(lambda x: torch.zeros(len(x), 5)), r"gives logits of shape \(2, 5\), the student \(2, 4\)"),
+        (Broken(lambda x: torch.full((len(x), 4), torch.nan)), "gives logits that are not finite"),
+    ],
+)
+def test_teachers_are_tried_before_the_first_step(teacher, message, make_trainer):
+    trainer = make_trainer(robust_teacher=teacher)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.model.training is True
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        ({"x": torch.zeros(2, 3, 8, 8)}, r"the collator gave \['x'\] without pixel_values and labels"),
+        (
+            {"pixel_values": torch.full((2, 3, 8, 8), -1.5), "labels": torch.zeros(2).long()},
+            "from -1.5 to -1.5: they must be in",
+        ),
+        ({"pixel_values": torch.full((2, 3, 8, 8), torch.nan), "labels": torch.zeros(2).long()}, "from nan to nan"),
+        ({"pixel_values": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([0, 4])}, "labels from 0 to 4 do not fit"),
+    ],
+)
+def test_what_a_foreign_collator_gives_is_checked(batch, message, make_trainer):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(data_collator=lambda rows: batch).train()
+
+
+def test_empty_data_set_is_refused(make_trainer):
+    empty = ImageTensors(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1), ["a", "b", "c", "d"]).subset([])
+    with pytest.raises(ValueError, match="a data set is empty"):
+        make_trainer(data=empty, eval_dataset=tiny_data())
+
+
+def test_directory_of_another_run_is_not_written_over(make_trainer, tmp_path):
+    make_trainer(save_strategy="epoch").train()
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    with pytest.raises(FileExistsError, match=r"holds another run \(checkpoint-4\): pass resume_from_checkpoint=True"):
+        make_trainer(save_strategy="epoch").train()
+    assert before == sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    make_trainer(save_strategy="epoch", overwrite_output_dir=True).train()
+
+
+class Exploding(torch.nn.Module):
+    """Fine for a while, then its logits are infinite."""
+
+    num_classes = 4
+
+    def __init__(self, calls):
+        super().__init__()
+        self.net, self.calls = sharp_net(1), calls
+
+    def forward(self, pixel_values):
+        self.calls -= 1
+        return self.net(pixel_values) / (0.0 if self.calls < 0 else 1.0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_trainer, tmp_path, accumulation):
+    trainer = make_trainer(
+        clean_teacher=Exploding(calls=1 + 2 * accumulation),  # one call tries it before training
+        save_strategy="steps",
+        save_steps=1,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=4 // accumulation,
+    )
+    with pytest.raises(FloatingPointError, match="step 3: loss_clean = nan, entropy_clean = nan"):
+        trainer.train()
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_model_names_say_what_is_near_or_missing(tmp_path):
+    with pytest.raises(ValueError, match="unknown model 'resnet81_cifar': did you mean resnet8_cifar, resnet18_cifar"):
+        create_model("resnet81_cifar", 10)
+    with pytest.raises(ValueError, match="is not a directory with a saved model"):
+        create_model("./nowhere", 10)
+    with pytest.raises(ValueError, match="num_classes is missing"):
+        create_model("resnet8_cifar")
