@@ -124,6 +124,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
         ValueError: for data or teachers that do not fit.
     """
     check_output_dir(trainer.args, resume)
+    _compare_radii(trainer)
     rows: Any = trainer.train_dataset
     if rows is None:
         raise ValueError("train_dataset is missing")
@@ -139,6 +140,18 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
         pixels = batch["pixel_values"].to(trainer.args.device)
         for name, teacher in trainer.teachers.items():
             check_teacher(name, teacher, trainer.student, pixels)
+
+
+def _compare_radii(trainer: BMTARDTrainer) -> None:
+    training, evaluation = trainer.crafter.settings, trainer.args.evaluation_attack()
+    if training is None or trainer.method.attack is None or trainer.args.eval_attack_eps is not None:
+        return
+    if (training.eps, training.norm) != (evaluation.eps, evaluation.norm):
+        logger.warning(
+            "the collator attacks with %s eps=%.6f, evaluate() with %s eps=%.6f: pass the same eps and norm to "
+            "BMTARDConfig, or set eval_attack_eps",
+            *(training.norm, training.eps, evaluation.norm, evaluation.eps),
+        )
 
 
 def check_output_dir(args: BMTARDConfig, resume: str | bool | None) -> None:

@@ -90,11 +90,6 @@ class PGDCollator:
         collator.settings = None if method_class(config.method).attack is None else config.train_attack()
         return collator
 
-    @property
-    def attacks(self) -> bool:
-        """Whether crafting makes adversarial images at all."""
-        return self.settings is not None or self.attack is not None
-
     def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """Stack rows.
 
@@ -152,6 +147,7 @@ class PGDCollator:
         forward: Callable[[Tensor], Tensor] | None = None,
         objective: Callable[[Mapping[str, Tensor]], Objective] | None = None,
         gradient_scale: float = 1.0,
+        adversarial: bool = True,
     ) -> dict[str, Tensor]:
         """Augment a batch and attack it with the model's current weights, leaving no trace on the model.
 
@@ -162,6 +158,7 @@ class PGDCollator:
             forward: pixels to logits, if it is not ``model(pixels)``.
             objective: makes the attack's objective from the augmented batch, if ``loss`` is None.
             gradient_scale: see ``pgd``.
+            adversarial: False augments only, for methods without an attack.
 
         Returns:
             A new dictionary: ``pixel_values`` augmented, ``adv_pixel_values`` added, the rest as it was.
@@ -174,6 +171,8 @@ class PGDCollator:
         if self.augment != "none":
             generator = keyed_generator(self.seed, "augment", *key, device=device)
             images = crafted["pixel_values"] = augment(images, self.augment, self.crop_padding, generator)
+        if not adversarial:
+            return crafted
         if self.attack is not None:
             with attack_mode(model, foreign=True):
                 crafted["adv_pixel_values"] = _checked(self.attack(images, crafted["labels"]), images)

@@ -38,14 +38,19 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         model: the student: a ``PixelClassifier``, a transformers image classifier, a timm network, any module from
             pixels to logits, or a name for ``create_model``.
         args: options; the paper's by default.
-        data_collator: a ``PGDCollator``, or any collator that gives ``pixel_values`` in [0, 1] and ``labels``; made
-            from ``args`` if None.
+        data_collator: a ``PGDCollator``, whose settings win over those of ``args`` and of the method; or any collator
+            that gives ``pixel_values`` in [0, 1] and ``labels``; made from ``args`` if None.
         clean_teacher: a module, a timm name with pretrained weights, a directory or a hub id.
         robust_teacher: the same.
         teachers: further teachers by name, for methods with more than these two.
         compute_metrics: as in ``Trainer``; sees the clean logits, robust metrics are added.
         callbacks: as in ``Trainer``; an ``EntropyBalance`` or ``LossBalance`` here replaces the method's own.
         **kwargs: everything else that ``Trainer`` takes.
+
+    Attributes:
+        student: the student in pixel space; ``model`` is the network inside, which is what gets saved.
+        teachers: the frozen teachers by name.
+        distillation: temperatures and weights, now.
 
     Raises:
         ValueError: for models, data or options that do not fit together, before anything is written.
@@ -93,7 +98,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         self.teachers = {name: teacher.to(args.device) for name, teacher in roles.items()}
         self.crafter = data_collator if isinstance(data_collator, PGDCollator) else PGDCollator.from_config(args)
         self.crafter.num_classes = self.crafter.num_classes or student.num_classes
-        self.distillation = DistillationState.create(self.method.temperatures(), self.method.weights, args.device)
+        self.distillation = self._initial_state()
         if args.channels_last:
             for module in (self.model, *self.teachers.values()):
                 module.to(memory_format=torch.channels_last)
@@ -111,6 +116,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Craft a micro-batch on the current weights, then compare, balance, add up and differentiate."""
+        model.train()  # before the attack, which may be asked to run in training mode
         if self._position == 0 and len(self._window) > 1 and self._listeners():
             self._preview(model)
         inputs = self._window[self._position] if self._observed else self._craft(inputs, self._position)
@@ -186,6 +192,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             forward=student,
             objective=partial(self.method.attack_objective, student, self._ask),
             gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
+            adversarial=self.method.attack is not None,
         )
 
     def _teacher_logits(self, name: str, teacher: nn.Module, pixels: Tensor) -> Tensor:
@@ -195,8 +202,10 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             return teacher(pixels)
 
     def _remembered(self, name: str, pixels: Tensor) -> Tensor:
-        # the window keeps the images alive until they come by again, so their identity is a safe key
-        self._answers[name, id(pixels)] = answer = self._ask[name](pixels)
+        # the window keeps its images alive until they come by again, which makes their identity a safe key
+        answer = self._ask[name](pixels)
+        if any(pixels is held for batch in self._window for held in batch.values()):
+            self._answers[name, id(pixels)] = answer
         return answer
 
     def fire(self, event: str, **kwargs: Any) -> None:
@@ -234,9 +243,13 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             FloatingPointError: if a loss stops being finite; checkpoints written before stay as they are.
         """
         check_before_training(self, resume_from_checkpoint)
+        self.distillation = self._initial_state()
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._finite.check()
         return output
+
+    def _initial_state(self) -> DistillationState:
+        return DistillationState.create(self.method.temperatures(), self.method.weights, self.args.device)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the balance's numbers to a training log. See ``Trainer.log``."""

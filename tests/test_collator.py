@@ -30,7 +30,7 @@ def picture(mode="RGB", seed=0):
 def test_rows_of_every_kind_become_pixels(row):
     batch = PGDCollator()([row, row])
     assert batch["pixel_values"].shape == (2, 3, 8, 8) and batch["pixel_values"].dtype == torch.float32
-    assert 0 <= batch["pixel_values"].min() and batch["pixel_values"].max() <= 1
+    assert batch["pixel_values"].min() >= 0 and batch["pixel_values"].max() <= 1
     assert batch["labels"].tolist() == [1, 1] and set(batch) == {"pixel_values", "labels"}
 
 

@@ -26,7 +26,7 @@ def test_metrics_are_those_of_a_plain_loop(make_trainer):
     assert found["eval_robust_accuracy"] == pytest.approx(robust.float().mean().item())
     assert found["eval_w_robust"] == pytest.approx((clean.float().mean() + robust.float().mean()).item() / 2)
     assert found["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(model(images), data.labels).item())
-    assert 0 < clean.sum() and robust.sum() < clean.sum()
+    assert clean.sum() > 0 and robust.sum() < clean.sum()
     same = pgd_accuracy(tiny_net(0), data, settings, batch_size=11)
     assert same == {key: pytest.approx(found[f"eval_{key}"]) for key in same}
 

@@ -289,3 +289,63 @@ def test_teachers_answer_once_per_micro_batch(make_trainer):
         clean_teacher=Counting(), per_device_train_batch_size=2, gradient_accumulation_steps=4, entropy_balance=False
     ).train()
     assert Counting.calls == 8 + 1  # 16 images, and one try before training
+
+
+class Moves(TrainerCallback):
+    """Counts how often BatchNorm's statistics moved."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.steps.append(model.norm.num_batches_tracked.item())
+
+
+@pytest.mark.parametrize("train_mode, per_step", [(False, 2), (True, 2 + 3)])
+def test_attack_in_training_mode_moves_statistics_also_after_an_evaluation(make_trainer, train_mode, per_step):
+    moves = Moves()
+    make_trainer(
+        tiny_net(0, batch_norm=True),
+        callbacks=[moves],
+        steps=3,
+        attack_train_mode=train_mode,
+        eval_strategy="steps",
+        eval_steps=1,
+    ).train()
+    assert moves.steps == [per_step * step for step in range(1, 5)]
+
+
+def test_training_again_starts_the_balance_anew(make_trainer):
+    trainer = make_trainer(weight_rate=0.5)
+    trainer.train()
+    first = trainer.distillation.state_dict()
+    trainer.train()
+    assert trainer.distillation.initial_losses["clean"].item() < first["initial_losses"]["clean"]
+
+
+def test_method_without_an_attack_does_not_pay_for_one(make_trainer, monkeypatch):
+    monkeypatch.setattr("bmtard_hooks.collator.pgd", lambda *args, **kwargs: pytest.fail("attacked"))
+    make_trainer(method="natural", data_collator=PGDCollator(augment="none"), eval_attack=False).train()
+
+
+def test_another_radius_in_evaluation_is_warned_about(make_trainer, caplog):
+    make_trainer(data_collator=PGDCollator(eps=4 / 255, augment="none"), max_steps=1).train()
+    assert "the collator attacks with linf eps=0.015686, evaluate() with linf eps=0.031373" in caplog.text
+    caplog.clear()
+    make_trainer(data_collator=PGDCollator(augment="none"), max_steps=1).train()
+    assert "evaluate() with" not in caplog.text
+
+
+def test_progress_bar_shows_losses_and_balance(make_trainer):
+    from bmtard_hooks.callbacks.progress import BalanceProgress
+
+    shown = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            bar = next(c for c in trainer.callback_handler.callbacks if isinstance(c, BalanceProgress)).training_bar
+            shown.append(bar.postfix)
+
+    trainer = make_trainer(disable_tqdm=False, callbacks=[Watch()])
+    trainer.train()
+    assert all(word in shown[-1] for word in ("loss_clean", "loss_robust", "temperature_clean", "weight_robust"))

@@ -72,7 +72,7 @@ def test_result_is_inside_the_ball_and_the_box(attacked, norm, eps, start, steps
     delta = adversarial - images
     size = delta.abs().amax() if norm == "linf" else delta.flatten(1).norm(dim=1).max()
     assert size <= eps + 1e-6
-    assert 0 <= adversarial.min() and adversarial.max() <= 1
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
     assert not adversarial.requires_grad
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 SCRIPT = Path(__file__).with_name("train_two_ranks.py")
 
 
