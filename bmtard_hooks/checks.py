@@ -13,10 +13,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, label_range
+from bmtard_hooks.data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, is_map_style, label_range
 from bmtard_hooks.methods import Method
 from bmtard_hooks.models.pixels import PixelClassifier
-from bmtard_hooks.models.teachers import check_teacher
+from bmtard_hooks.models.teachers import as_teacher, try_classifier
+from bmtard_hooks.randomness import untouched_randomness
 
 if TYPE_CHECKING:
     from bmtard_hooks.trainer import BMTARDTrainer
@@ -47,6 +48,14 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
         )
     if args.label_smoothing_factor:
         raise ValueError("label_smoothing_factor has no meaning for teacher losses: leave it at 0")
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "enable_jit_checkpoint saves in the middle of a step, from which no run resumes exactly: leave it off"
+        )
+    if kwargs.get("preprocess_logits_for_metrics") is not None or args.batch_eval_metrics:
+        raise ValueError(
+            "preprocess_logits_for_metrics and batch_eval_metrics are not supported: use compute_metrics alone"
+        )
     if getattr(args, "ddp_static_graph", None) and args.gradient_accumulation_steps > 1:
         raise ValueError(
             "ddp_static_graph with gradient_accumulation_steps > 1 crashes inside torch: switch one of them off"
@@ -55,14 +64,31 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
         logger.warning("nn.DataParallel attacks on one GPU only: start with accelerate launch or torchrun instead")
 
 
-def check_roles(method: Method, given: Mapping[str, str | nn.Module | None]) -> list[str]:
-    """Compare the teachers a method needs with those that were passed.
-
-    Returns:
-        The names of the needed teachers.
+def refuse_sharding(trainer: BMTARDTrainer) -> None:
+    """Refuse FSDP and DeepSpeed that were switched on by a launcher instead of by the arguments.
 
     Raises:
-        ValueError: if one is missing or two roles got the same object by mistake.
+        ValueError: if the student will be sharded.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError("DeepSpeed and FSDP shard the student, which the attack needs whole: launch with DDP instead")
+
+
+def choose_teachers(
+    method: Method, student: PixelClassifier, given: Mapping[str, str | nn.Module | None]
+) -> dict[str, PixelClassifier]:
+    """Load and freeze the teachers that a method needs.
+
+    Args:
+        method: the method.
+        student: the student.
+        given: role to what the user passed.
+
+    Returns:
+        Role to frozen teacher, in the method's order.
+
+    Raises:
+        ValueError: if one is missing, or is the student itself.
     """
     missing = [name for name in method.teachers if given.get(name) is None]
     if missing:
@@ -72,10 +98,16 @@ def check_roles(method: Method, given: Mapping[str, str | nn.Module | None]) -> 
     unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
     if unused:
         logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
-    return list(method.teachers)
+    chosen = {name: given[name] for name in method.teachers}
+    for name, teacher in chosen.items():
+        if teacher in (student, student.backbone) or getattr(teacher, "backbone", None) is student.backbone:
+            raise ValueError(
+                f"the {name} teacher and the student are the same object: training would change the teacher"
+            )
+    return {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
 
 
-def check_datasets(
+def check_parts(
     student: PixelClassifier, teachers: Mapping[str, PixelClassifier], collator: Any, *datasets: Any
 ) -> None:
     """Compare class counts, and the columns and labels of the data sets.
@@ -83,7 +115,7 @@ def check_datasets(
     Args:
         student: the student.
         teachers: the frozen teachers.
-        collator: the user's collator or None.
+        collator: the collator that will be used.
         *datasets: training set, evaluation set (or a dictionary of them), or None.
 
     Raises:
@@ -91,29 +123,28 @@ def check_datasets(
     """
     classes = student.num_classes
     for name, teacher in teachers.items():
-        if teacher.backbone is student.backbone:
-            raise ValueError(
-                f"the {name} teacher and the student are the same object: training would change the teacher"
-            )
         if classes is not None and teacher.num_classes is not None and teacher.num_classes != classes:
             raise ValueError(f"the {name} teacher has {teacher.num_classes} classes, the student has {classes}")
-    if collator is not None and not isinstance(collator, PGDCollator):
-        return  # a foreign collator may read any columns; what it gives is checked before training
-    image_column, label_column = getattr(collator, "image_column", None), getattr(collator, "label_column", None)
     flat = [rows for entry in datasets for rows in (entry.values() if isinstance(entry, dict) else [entry])]
     for rows in flat:
-        if rows is not None and hasattr(rows, "__len__") and len(rows) == 0:
+        if is_map_style(rows) and len(rows) == 0:
             raise ValueError("a data set is empty")
-        columns = getattr(rows, "column_names", None)
-        if columns:
-            find_column(columns, image_column, IMAGE_COLUMNS, "image")
-            find_column(columns, label_column, LABEL_COLUMNS, "label")
-        extent = label_range(rows, label_column) if rows is not None else None
-        if extent and classes is not None and not 0 <= extent[0] <= extent[1] < classes:
-            raise ValueError(
-                f"labels go from {extent[0]} to {extent[1]}, but the student has {classes} classes (0 to {classes - 1}): "
-                "check label_column and num_classes"
-            )
+        if is_map_style(rows) and isinstance(collator, PGDCollator):  # a foreign collator may read any columns
+            _check_columns(rows, collator, classes)
+
+
+def _check_columns(rows: Any, collator: PGDCollator, classes: int | None) -> None:
+    first = rows[0]  # not column_names: a transform may give other columns than it reads
+    if not isinstance(first, Mapping):
+        return
+    find_column(list(first), collator.image_column, IMAGE_COLUMNS, "image")
+    label = find_column(list(first), collator.label_column, LABEL_COLUMNS, "label")
+    extent = label_range(rows, label)
+    if extent and classes is not None and not 0 <= extent[0] <= extent[1] < classes:
+        raise ValueError(
+            f"labels go from {extent[0]} to {extent[1]}, but the student has {classes} classes (0 to {classes - 1}): "
+            "check label_column and the student's class count"
+        )
 
 
 def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> None:
@@ -123,23 +154,27 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
         FileExistsError: if the directory holds another run and nobody said what to do with it.
         ValueError: for data or teachers that do not fit.
     """
-    check_output_dir(trainer.args, resume)
+    if not trainer._own_directory:
+        check_output_dir(trainer.args, resume)
     _compare_radii(trainer)
+    trainer.serialised_state()
     rows: Any = trainer.train_dataset
     if rows is None:
         raise ValueError("train_dataset is missing")
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-        return  # iterating would use the stream up
-    model_modes = [(module, module.training) for module in trainer.model.modules()]
-    trainer.model.eval()  # a bound collator attacks only in train mode
-    with trainer.untouched_randomness():
+    if not is_map_style(rows):
+        return  # looking would use the stream up
+    with untouched_randomness(trainer.args.device):
         batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
-        for module, training in model_modes:
-            module.training = training
         _check_batch(batch, trainer.student)
         pixels = batch["pixel_values"].to(trainer.args.device)
+        expected = try_classifier("student", trainer.student, pixels)
         for name, teacher in trainer.teachers.items():
-            check_teacher(name, teacher, trainer.student, pixels)
+            shape = try_classifier(f"{name} teacher", teacher, pixels)
+            if shape != expected:
+                raise ValueError(
+                    f"the {name} teacher gives logits of shape {shape}, the student {expected}: both must be "
+                    "(batch, classes) with the same class count"
+                )
 
 
 def _compare_radii(trainer: BMTARDTrainer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import LOSSES, Objective, cross_entropy, divergence, margin
 from bmtard_hooks.attacks.pgd import PGDSettings, pgd
-from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.config import PAPER_AUGMENT, PAPER_PADDING, BMTARDConfig
 from bmtard_hooks.data import AUGMENTATIONS, IMAGE_COLUMNS, LABEL_COLUMNS, augment, find_column, to_pixels
 from bmtard_hooks.functional import soften
-from bmtard_hooks.methods import method_class
 from bmtard_hooks.models.pixels import logits_of
 from bmtard_hooks.randomness import keyed_generator
 
 Attack = Callable[[Tensor, Tensor], Tensor]
+Self = TypeVar("Self", bound="PGDCollator")
 
 
 class PGDCollator:
@@ -28,24 +28,26 @@ class PGDCollator:
     batch)`` augments and attacks on the batch's device with the weights the model has now; ``BMTARDTrainer`` calls it
     at the top of every step. Elsewhere, ``bind(model)`` makes ``collator(rows)`` craft by itself.
 
+    What is left at None comes from ``BMTARDConfig`` and its method inside ``BMTARDTrainer`` and is the paper's elsewhere.
+
     Args:
-        eps: radius in pixel scale.
-        step_size: length of a step in the same unit.
-        steps: number of steps.
-        norm: ``linf`` or ``l2``.
-        start: ``normal``, ``uniform`` or ``zero``, see ``PGDSettings``.
+        eps: radius in pixel scale (paper: 8/255).
+        step_size: length of a step in the same unit (paper: 2/255).
+        steps: number of steps (paper: 10).
+        norm: ``linf`` (paper) or ``l2``.
+        start: ``normal`` (paper), ``uniform`` or ``zero``, see ``PGDSettings``.
         clip_start: clip the start to [0, 1].
-        loss: ``ce``, ``kl`` (from the model's clean prediction), ``margin``, or a callable ``(logits, labels)`` to
-            ``(B,)``; None is the method's own inside ``BMTARDTrainer`` and ``ce`` elsewhere.
+        loss: ``ce`` (paper), ``kl`` (from the model's clean prediction), ``margin``, or a callable ``(logits, labels)`` to
+            ``(B,)``.
         attack: use this instead of PGD: a torchattacks object or any callable ``(images, labels) -> images``.
         train_mode: attack the model in the mode it is in instead of eval mode.
-        augment: ``crop_flip``, ``crop``, ``flip`` or ``none``; applied before the attack.
-        crop_padding: pixels of zero padding per side.
+        augment: ``crop_flip`` (paper), ``crop``, ``flip`` or ``none``; applied before the attack.
+        crop_padding: pixels of zero padding per side (paper: 4).
         image_column: name of the image column; usual names are found.
         label_column: name of the label column; usual names are found.
         mode: PIL mode that PIL images are converted to; None keeps theirs.
         num_classes: labels are checked against it if given.
-        seed: of the noise and the augmentation.
+        seed: of the noise and the augmentation (0 outside ``BMTARDTrainer``).
 
     Raises:
         ValueError: if a setting is outside its range.
@@ -53,42 +55,55 @@ class PGDCollator:
 
     def __init__(
         self,
-        eps: float = 8 / 255,
-        step_size: float = 2 / 255,
-        steps: int = 10,
+        eps: float | None = None,
+        step_size: float | None = None,
+        steps: int | None = None,
         *,
-        norm: str = "linf",
-        start: str = "normal",
-        clip_start: bool = False,
+        norm: str | None = None,
+        start: str | None = None,
+        clip_start: bool | None = None,
         loss: str | Callable[[Tensor, Tensor], Tensor] | None = None,
         attack: Attack | None = None,
-        train_mode: bool = False,
-        augment: str = "crop_flip",
-        crop_padding: int = 4,
+        train_mode: bool | None = None,
+        augment: str | None = None,
+        crop_padding: int | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
         mode: str | None = "RGB",
         num_classes: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(f"loss={loss!r} is unknown: choose one of {', '.join(LOSSES)} or pass a callable")
-        if augment not in AUGMENTATIONS:
+        if augment is not None and augment not in AUGMENTATIONS:
             raise ValueError(f"augment={augment!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
-        self.settings: PGDSettings | None = PGDSettings(eps, step_size, steps, norm, start, clip_start, train_mode)
+        self._explicit = dict(
+            eps=eps, step_size=step_size, steps=steps, norm=norm, start=start, clip_start=clip_start, train_mode=train_mode
+        )  # fmt: skip
+        self.settings = PGDSettings().replace(**self._explicit)
         self.loss, self.attack = loss, attack
         self.augment, self.crop_padding = augment, crop_padding
         self.image_column, self.label_column = image_column, label_column
         self.mode, self.num_classes, self.seed = mode, num_classes, seed
         self._model: nn.Module | None = None
-        self._output, self._calls = "replace", 0
+        self._bound, self._output, self._calls = False, "replace", 0
 
-    @classmethod
-    def from_config(cls, config: BMTARDConfig) -> PGDCollator:
-        """Build the collator that a config describes; a method without adversarial images gets one that never attacks."""
-        collator = cls(augment=config.augment, crop_padding=config.crop_padding, seed=config.seed)
-        collator.settings = None if method_class(config.method).attack is None else config.train_attack()
-        return collator
+    def resolved(self: Self, config: BMTARDConfig, num_classes: int | None = None) -> Self:
+        """Copy the collator, filling what was left open from a config and its method.
+
+        Args:
+            config: the run's options.
+            num_classes: of the student.
+        """
+        copied = object.__new__(type(self))  # not copy.copy, which would drop what workers must not carry
+        copied.__dict__.update(self.__dict__)
+        copied.settings = config.train_attack().replace(**self._explicit)
+        copied.augment = copied.augment or config.augment
+        copied.crop_padding = config.crop_padding if self.crop_padding is None else self.crop_padding
+        copied.num_classes = num_classes if self.num_classes is None else self.num_classes
+        copied.seed = config.seed if self.seed is None else self.seed
+        copied._model, copied._bound = None, False  # the Trainer says when to craft
+        return copied
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """Stack rows.
@@ -97,33 +112,35 @@ class PGDCollator:
             rows: dictionaries or ``(image, label)`` tuples; images as ``to_pixels`` takes them, all of one size.
 
         Returns:
-            ``pixel_values`` ``(B, C, H, W)`` in [0, 1] and ``labels`` ``(B,)``; ``image_index`` ``(B,)`` if the rows
-            have one. With a bound model in train mode, crafted.
+            ``pixel_values`` ``(B, C, H, W)`` float32 in [0, 1] and ``labels`` ``(B,)``; with a bound model, crafted.
 
         Raises:
             ValueError: for missing columns, images of several sizes or outside [0, 1], labels outside the classes.
+            RuntimeError: for a bound collator in a data worker.
         """
-        batch = self._stack(rows)
-        if self._model is None or not self._model.training:
-            return batch
-        if torch.utils.data.get_worker_info() is not None:
+        if self._bound and (self._model is None or torch.utils.data.get_worker_info() is not None):
             raise RuntimeError(
                 "PGDCollator is bound to a model, but runs in a data worker: the worker's copy of the weights never "
                 "changes, so every attack would be stale. Use num_workers=0, or BMTARDTrainer, which crafts in the step"
             )
+        batch = self._stack(rows)
+        if self._model is None:
+            return batch
         self._calls += 1
         device = next(self._model.parameters()).device
         on_device = {name: value.to(device) for name, value in batch.items()}
         crafted = self.craft(self._model, on_device, key=("bound", self._calls))
         if self._output == "replace":
             crafted["pixel_values"] = crafted.pop("adv_pixel_values")
-        return crafted
+        return {name: value.cpu() for name, value in crafted.items()}  # loaders may pin what they get
 
-    def bind(self, model: nn.Module, output: str = "replace") -> PGDCollator:
-        """Craft inside ``collator(rows)`` from now on, whenever the model is in train mode.
+    def bind(self: Self, model: nn.Module, output: str = "replace") -> Self:
+        """Craft inside every ``collator(rows)`` from now on.
 
-        For a plain ``DataLoader`` or a plain ``transformers.Trainer``, which then trains on adversarial images.
-        Loaders that read one batch ahead make the attack one step old; ``BMTARDTrainer`` has no such delay.
+        For a plain ``DataLoader`` or a plain ``transformers.Trainer``, which then trains on adversarial images. A plain
+        Trainer uses one collator for everything, so its evaluation sees attacked (and augmented) images too: bind a
+        collator with ``augment="none"`` and read its accuracy as robust accuracy, or use ``BMTARDTrainer``. Loaders that
+        read one batch ahead make the attack one step old; ``BMTARDTrainer`` has no such delay.
 
         Args:
             model: maps pixels in [0, 1] to logits (a tensor or an output with ``.logits``).
@@ -135,7 +152,7 @@ class PGDCollator:
         """
         if output not in ("replace", "pair"):
             raise ValueError(f"output={output!r} is unknown: choose 'replace' or 'pair'")
-        self._model, self._output = model, output
+        self._model, self._bound, self._output = model, True, output
         return self
 
     def craft(
@@ -166,28 +183,30 @@ class PGDCollator:
         Raises:
             ValueError: if a foreign attack returns images of another shape, outside [0, 1] or not finite.
         """
-        crafted = dict(batch)
-        images, device = batch["pixel_values"], batch["pixel_values"].device
-        if self.augment != "none":
-            generator = keyed_generator(self.seed, "augment", *key, device=device)
-            images = crafted["pixel_values"] = augment(images, self.augment, self.crop_padding, generator)
+        crafted = self._augmented(batch, key)
+        images, labels = crafted["pixel_values"], crafted["labels"]
         if not adversarial:
             return crafted
         if self.attack is not None:
             with attack_mode(model, foreign=True):
-                crafted["adv_pixel_values"] = _checked(self.attack(images, crafted["labels"]), images)
-        elif self.settings is not None:
-            call = forward if forward is not None else lambda pixels: logits_of(model(pixels))
-            with attack_mode(model, train_mode=self.settings.train_mode):
-                crafted["adv_pixel_values"] = pgd(
-                    call,
-                    images,
-                    self._objective(call, crafted, objective),
-                    self.settings,
-                    generator=keyed_generator(self.seed, "noise", *key, device=device),
-                    gradient_scale=gradient_scale,
-                )
+                crafted["adv_pixel_values"] = _checked(self.attack(images, labels), images)
+            return crafted
+        call = forward if forward is not None else lambda pixels: logits_of(model(pixels))
+        generator = keyed_generator(self.seed or 0, "noise", *key, device=images.device)
+        with attack_mode(model, train_mode=self.settings.train_mode):
+            chosen = self._objective(call, crafted, objective)
+            crafted["adv_pixel_values"] = pgd(
+                call, images, chosen, self.settings, generator=generator, gradient_scale=gradient_scale
+            )
         return crafted
+
+    def _augmented(self, batch: Mapping[str, Tensor], key: tuple[int | str, ...]) -> dict[str, Tensor]:
+        images, kind = batch["pixel_values"], self.augment or PAPER_AUGMENT
+        if kind == "none":
+            return dict(batch)
+        generator = keyed_generator(self.seed or 0, "augment", *key, device=images.device)
+        padding = PAPER_PADDING if self.crop_padding is None else self.crop_padding
+        return {**batch, "pixel_values": augment(images, kind, padding, generator)}
 
     def _objective(
         self,
@@ -213,24 +232,20 @@ class PGDCollator:
             images, labels = [row[image_key] for row in rows], [row[label_key] for row in rows]
         else:
             images, labels = [row[0] for row in rows], [row[1] for row in rows]
-        pixels = _stack_images(images, self.mode)
-        batch = {"pixel_values": pixels, "labels": torch.tensor([int(label) for label in labels])}
-        self._check_labels(batch["labels"])
-        if isinstance(rows[0], Mapping) and "image_index" in rows[0]:
-            batch["image_index"] = torch.tensor([row["image_index"] for row in rows])
+        batch = {"pixel_values": _stack_images(images, self.mode), "labels": torch.tensor([int(y) for y in labels])}
+        low, high = int(batch["labels"].min()), int(batch["labels"].max())
+        if low < 0 or (self.num_classes is not None and high >= self.num_classes):
+            last = "?" if self.num_classes is None else self.num_classes - 1
+            raise ValueError(
+                f"labels from {low} to {high} do not fit {self.num_classes} classes (0 to {last}): check label_column and "
+                "the student's class count"
+            )
         return batch
 
-    def _check_labels(self, labels: Tensor) -> None:
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or (self.num_classes is not None and high >= self.num_classes):
-            raise ValueError(
-                f"labels from {low} to {high} do not fit {self.num_classes} classes (0 to "
-                f"{'?' if self.num_classes is None else self.num_classes - 1}): check label_column and num_classes"
-            )
-
     def __getstate__(self) -> dict[str, Any]:
-        # Spawned workers get a copy of the collator; it must not carry the model along.
-        return {**self.__dict__, "_model": None}
+        # Spawned workers get a copy that only stacks rows: it must not drag a model or an attack along.
+        loss = self.loss if isinstance(self.loss, str) else None
+        return {**self.__dict__, "_model": None, "attack": None, "loss": loss}
 
 
 def _stack_images(images: Sequence[Any], mode: str | None) -> Tensor:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 PAPER_EPOCHS = 300
 PAPER_MILESTONES = (215, 260, 285)
 PAPER_PGD = PGDSettings()
+PAPER_AUGMENT = "crop_flip"
+PAPER_PADDING = 4
 
 
 def _option(default: Any, help: str) -> Any:
@@ -66,8 +68,11 @@ class BMTARDConfig(TrainingArguments):
     attack_train_mode: bool | None = _option(
         None, "Attack the student in training mode, so BatchNorm statistics move (None: the method's)."
     )
-    augment: str = _option("crop_flip", "Augmentation on the training device: crop_flip, crop, flip or none.")
-    crop_padding: int = _option(4, "Zero padding of the random crop, in pixels per side.")
+    augment: str | None = _option(
+        None,
+        "Augmentation on the training device: crop_flip, crop, flip, none (None: crop_flip; none with a collator of your own).",
+    )
+    crop_padding: int = _option(PAPER_PADDING, "Zero padding of the random crop, in pixels per side.")
 
     eval_attack: bool = _option(True, "Attack the evaluation set too and report robust accuracy and W-Robust.")
     eval_attack_eps: float | None = _option(None, "Radius of the evaluation attack (None: that of training).")
@@ -107,7 +112,7 @@ class BMTARDConfig(TrainingArguments):
             raise ValueError("fp16=True on a CPU would silently train in float32: pass bf16=True, or no precision")
         if no_accelerator:
             self.use_cpu = True
-        if self.bf16 and self.use_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if self.bf16 and self.use_cpu and not _has_fast_bf16():
             logger.warning("this CPU has no bf16 instructions: bf16=True will be about 10 times slower than float32")
         self._check_ranges()
         if self.data_seed is None:
@@ -118,7 +123,8 @@ class BMTARDConfig(TrainingArguments):
 
     def _check_ranges(self) -> None:
         method_class(self.method)
-        self.train_attack(), self.evaluation_attack()
+        self.train_attack()  # PGDSettings checks eps, step_size, steps, norm and start
+        self.evaluation_attack()
         EntropyBalance(self.temperature_rate, self.min_temperature, self.max_temperature, self.entropy_rule)
         LossBalance(self.weight_rate, self.loss_balance_power)
         for name in ("clean_temperature", "robust_temperature"):
@@ -136,10 +142,11 @@ class BMTARDConfig(TrainingArguments):
         _check("loss_scale", self.loss_scale, self.loss_scale > 0, "a positive number, 0.1 for the authors' scale")
         _check("log_eps", self.log_eps, 0 <= self.log_eps < 0.1, "a small non-negative number, 1e-5 or 0")
         _check("trades_beta", self.trades_beta, self.trades_beta >= 0, "a non-negative number, 6 in the paper")
+        _check("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "False, or a positive momentum")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         _check("lr_gamma", self.lr_gamma, 0 < self.lr_gamma <= 1, "a number in (0, 1]")
         _check("crop_padding", self.crop_padding, self.crop_padding >= 0, "pixels, 0 or more")
-        _check("augment", self.augment, self.augment in AUGMENTATIONS, f"one of {', '.join(AUGMENTATIONS)}")
+        _check("augment", self.augment, self.augment in (None, *AUGMENTATIONS), f"one of {', '.join(AUGMENTATIONS)}")
         weight = self.w_robust_clean_weight
         _check("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
         milestones = self.lr_milestones or []
@@ -173,6 +180,13 @@ class BMTARDConfig(TrainingArguments):
             start="uniform",
             clip_start=True,
         )
+
+
+def _has_fast_bf16() -> bool:
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build without oneDNN cannot tell
+        return True
 
 
 def _check(name: str, value: Any, is_good: bool, wanted: str) -> None:

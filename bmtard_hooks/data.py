@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def to_pixels(image: Any, mode: str | None = "RGB") -> Tensor:
         mode: PIL mode that PIL images are converted to (``RGB``, ``L``); None keeps theirs.
 
     Returns:
-        ``(C, H, W)`` float32 in [0, 1] (float64 stays).
+        ``(C, H, W)`` float32 in [0, 1].
 
     Raises:
         ValueError: for floats outside [0, 1] or not finite, and for arrays that are not images.
@@ -72,7 +72,7 @@ def to_pixels(image: Any, mode: str | None = "RGB") -> Tensor:
             f"an image has values from {low:.4g} to {high:.4g}: pixels must be in [0, 1]. Divide by 255, and leave "
             "mean/std normalisation to the model (create_model(..., mean=, std=))"
         )
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.float()
 
 
 class ImageTensors(torch.utils.data.Dataset):
@@ -194,50 +194,79 @@ def augment(images: Tensor, kind: str, padding: int = 4, generator: torch.Genera
     return images
 
 
-class IndexedRows(torch.utils.data.Dataset):
-    """A data set whose rows know their position, so that each image can have random numbers of its own.
+class Numbered(NamedTuple):
+    """A row and its position."""
 
-    Args:
-        rows: a map-style data set of dictionaries or ``(image, label)`` tuples.
-    """
+    position: int
+    row: Any
+
+
+class NumberedRows(torch.utils.data.Dataset):
+    """A map-style data set whose rows come with their position; see ``numbered``."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
 
-    @classmethod
-    def of(cls, rows: Any) -> Any:
-        """Wrap a map-style data set; one that can only be iterated comes back as it is."""
-        if isinstance(rows, cls) or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-            return rows
-        return cls(rows)
-
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        if not isinstance(row, dict):
-            row = {"pixel_values": row[0], "labels": row[1]}
-        return {**row, "image_index": index}
+    def __getitem__(self, index: int) -> Numbered:
+        return Numbered(index, self.rows[index])
 
 
-def class_count(rows: Any) -> int | None:
+class NumberedCollate:
+    """Collates numbered rows with a collator that knows nothing of numbers, and adds ``image_index`` ``(B,)``.
+
+    Args:
+        collate: any collator that returns a dictionary.
+    """
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        """Collate rows that may be numbered."""
+        if not all(isinstance(row, Numbered) for row in rows):
+            return self.collate(rows)
+        batch = self.collate([row.row for row in rows])
+        return {**batch, "image_index": torch.tensor([row.position for row in rows])}
+
+
+def numbered(rows: Any) -> Any:
+    """Let every row of a data set carry its position, so that each image can have random numbers of its own.
+
+    Args:
+        rows: a map-style data set, a dictionary of them, or one that can only be iterated, which comes back as it is.
+    """
+    if isinstance(rows, dict):
+        return {name: numbered(value) for name, value in rows.items()}
+    return NumberedRows(rows) if is_map_style(rows) and not isinstance(rows, NumberedRows) else rows
+
+
+def is_map_style(rows: Any) -> bool:
+    """Tell a data set with a length and positions from a stream."""
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        return False  # inherits __getitem__ all the same
+    return hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+
+
+def class_count(rows: Any, label_column: str | None = None) -> int | None:
     """Read how many classes a data set has, from its own statement; None if it makes none."""
     if isinstance(rows, ImageTensors):
         return rows.num_classes
     features = getattr(rows, "features", None) or {}
-    for column in LABEL_COLUMNS:
+    for column in LABEL_COLUMNS if label_column is None else [label_column]:
         count = getattr(features.get(column), "num_classes", None)
         if count is not None:
             return int(count)
     return None
 
 
-def label_range(rows: Any, label_column: str | None = None) -> tuple[int, int] | None:
+def label_range(rows: Any, label_column: str) -> tuple[int, int] | None:
     """Find the lowest and highest label without touching the images; None if that is not possible."""
     if isinstance(rows, ImageTensors):
         return int(rows.labels.min()), int(rows.labels.max())
-    if not hasattr(rows, "unique") or not hasattr(rows, "column_names"):
+    if not hasattr(rows, "unique") or label_column not in getattr(rows, "column_names", ()):
         return None
-    labels = rows.unique(find_column(rows.column_names, label_column, LABEL_COLUMNS, "label"))
+    labels = rows.unique(label_column)
     return int(min(labels)), int(max(labels))

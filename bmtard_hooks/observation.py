@@ -42,12 +42,13 @@ class StepMetrics:
 class FiniteGuard:
     """Stops a run whose loss became NaN or infinite, before a checkpoint can be spoiled.
 
-    On a CPU the step itself is stopped. On an accelerator a step is checked when the next one starts and before every
-    checkpoint, so that the check never makes the device wait.
+    On a CPU the step itself is stopped. On a GPU a step's numbers travel to the host while it goes on; they are looked at
+    in the next step and before every checkpoint.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[int, list[str], Tensor] | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Take the numbers of a step.
@@ -62,8 +63,14 @@ class FiniteGuard:
         self.check()
         if values:
             stacked = torch.stack(list(values.values()))
+            if stacked.is_cuda:
+                on_host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+                on_host.copy_(stacked, non_blocking=True)
+                self._copied = torch.cuda.Event()
+                self._copied.record()
+                stacked = on_host
             self._pending = (step, list(values), stacked)
-            if stacked.device.type == "cpu":
+            if self._copied is None:
                 self.check()
 
     def check(self) -> None:
@@ -74,6 +81,8 @@ class FiniteGuard:
         """
         if self._pending is None:
             return
+        if self._copied is not None:
+            self._copied.synchronize()  # waits for that copy alone, not for what was queued after it
         (step, names, values), self._pending = self._pending, None
         if torch.isfinite(values).all():
             return

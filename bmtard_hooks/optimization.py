@@ -10,7 +10,8 @@ from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from bmtard_hooks.config import PAPER_EPOCHS, PAPER_MILESTONES, BMTARDConfig
-from bmtard_hooks.schedule import milestone_steps, multi_step_schedule
+from bmtard_hooks.data import is_map_style
+from bmtard_hooks.schedule import multi_step_schedule
 
 
 class PaperOptimization(Trainer):
@@ -38,12 +39,11 @@ class PaperOptimization(Trainer):
         """Make the multi-step schedule, or transformers' own if another one was asked for. See ``Trainer``."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "constant":
             return super().create_scheduler(num_training_steps, optimizer)
-        steps = milestone_steps(
-            self.args.lr_milestones,
-            num_training_steps,
-            self._epochs(num_training_steps),
-            [milestone / PAPER_EPOCHS for milestone in PAPER_MILESTONES],
-        )
+        shares = [milestone / PAPER_EPOCHS for milestone in PAPER_MILESTONES]
+        if self.args.lr_milestones is not None:
+            epochs = self._epochs(num_training_steps)
+            shares = [milestone / epochs for milestone in self.args.lr_milestones]
+        steps = [round(share * num_training_steps) for share in shares]
         self.lr_scheduler = multi_step_schedule(
             optimizer if optimizer is not None else self.optimizer,
             steps,
@@ -56,6 +56,10 @@ class PaperOptimization(Trainer):
     def _epochs(self, num_training_steps: int) -> float:
         if self.args.max_steps <= 0:
             return self.args.num_train_epochs
+        if not is_map_style(self.train_dataset):
+            raise ValueError(
+                "lr_milestones are epochs, and a stream has none: leave them out, or choose lr_scheduler_type"
+            )
         images = num_training_steps * self.get_total_train_batch_size(self.args)
         return images / len(self.train_dataset)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
-from torch import Tensor
 
 
 def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -24,16 +26,17 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def uniform_by_image(indices: Sequence[int], shape: Sequence[int], *key: int | str) -> Tensor:
-    """Draw one block of noise per image, so that batch size and process count cannot change it.
+@contextmanager
+def untouched_randomness(device: torch.device) -> Iterator[None]:
+    """Put the global random generators of Python, numpy and torch back afterwards.
 
     Args:
-        indices: position of each image in its data set, ``B`` of them.
-        shape: of one image, ``(C, H, W)``.
-        *key: what the noise is for, for example ``(seed, "eval")``.
-
-    Returns:
-        ``(B, C, H, W)`` float32 in [-1, 1), on the CPU.
+        device: the training device; its generator is restored too.
     """
-    blocks = [torch.rand(tuple(shape), generator=keyed_generator(*key, int(index))) for index in indices]
-    return 2 * torch.stack(blocks) - 1
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from bmtard_hooks.callbacks.base import DistillationCallback
@@ -23,21 +25,43 @@ class KeepsDistillationState(Trainer):
     """
 
     args: BMTARDConfig
+    model: Any
     distillation: DistillationState
     _finite: FiniteGuard
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._finite.check()  # a run that went wrong must not replace a good checkpoint
+        content = self.serialised_state()
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            raise FloatingPointError(
+                f"step {self.state.global_step}: a weight of the student is not finite although every loss was. No checkpoint "
+                "was written; the last one is good"
+            )
         if self.args.should_save:
             directory = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
             os.makedirs(directory, exist_ok=True)
-            save_state(directory, self._distillation_content())
+            save_state(directory, content)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._restore(load_state(checkpoint), checkpoint)
+
+    def serialised_state(self) -> str:
+        """Write the balance and the callbacks as JSON.
+
+        Raises:
+            TypeError: naming the callback whose state is not made of plain values.
+        """
+        for callback in self._distillation_callbacks():
+            try:
+                json.dumps(callback.state_dict(), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{type(callback).__name__}.state_dict() must hold plain numbers, strings and lists: {error}"
+                ) from error
+        return json.dumps(self._distillation_content(), indent=2, allow_nan=False)
 
     def _distillation_content(self) -> dict[str, Any]:
         callbacks = [{"class": type(c).__name__, "state": c.state_dict()} for c in self._distillation_callbacks()]

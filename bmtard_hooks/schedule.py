@@ -8,21 +8,6 @@ from collections.abc import Sequence
 import torch
 
 
-def milestone_steps(
-    milestones: Sequence[float] | None, num_training_steps: int, num_epochs: float, default: Sequence[float]
-) -> list[int]:
-    """Turn milestones in epochs into optimizer steps.
-
-    Args:
-        milestones: epochs after which the rate falls, or None for ``default`` in proportion to the run.
-        num_training_steps: length of the run.
-        num_epochs: the same in epochs.
-        default: shares of the run, in (0, 1).
-    """
-    shares = default if milestones is None else [epoch / num_epochs for epoch in milestones]
-    return [round(share * num_training_steps) for share in shares]
-
-
 def multi_step_schedule(
     optimizer: torch.optim.Optimizer, milestones: Sequence[int], gamma: float, warmup_steps: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:

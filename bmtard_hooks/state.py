@@ -103,11 +103,11 @@ class DistillationState:
         return {"temperatures": self.temperatures, "weights": self.weights, "initial_losses": self.initial_losses}
 
 
-def save_state(directory: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint's ``distillation_state.json``: first under another name, then renamed, so it is whole."""
+def save_state(directory: str | Path, content: str) -> None:
+    """Write a checkpoint's ``distillation_state.json`` from JSON text: first under another name, then renamed, so it is whole."""
     path = Path(directory) / STATE_NAME
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.write_text(content + "\n")
     temporary.replace(path)
 
 

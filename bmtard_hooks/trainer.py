@@ -8,11 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
 from bmtard_hooks.callbacks.progress import show_balance_in_progress
-from bmtard_hooks.checks import check_before_training, check_datasets, check_roles, refuse_unsupported
+from bmtard_hooks.checks import (
+    check_before_training,
+    check_parts,
+    choose_teachers,
+    refuse_sharding,
+    refuse_unsupported,
+)
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import class_count
@@ -22,13 +29,13 @@ from bmtard_hooks.evaluation.metrics import with_robust_metrics
 from bmtard_hooks.functional import knowledge_scale
 from bmtard_hooks.methods import LossOutput, method_class
 from bmtard_hooks.models.create import as_student
-from bmtard_hooks.models.teachers import as_teacher
+from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.observation import FiniteGuard, StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
+from bmtard_hooks.randomness import untouched_randomness
 from bmtard_hooks.resume import KeepsDistillationState
 from bmtard_hooks.state import DistillationState
-
-Batch = dict[str, Tensor]
+from bmtard_hooks.window import AccumulationWindow, Batch
 
 
 class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization):
@@ -59,6 +66,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     _tag_names = ["bmtard", "adversarial-robustness", "knowledge-distillation"]
     model: Any
+    _own_directory = False  # becomes true with the first training, which may then be repeated
     loss_is_scaled_for_ga = False  # losses are means over the micro-batch, whatever the student's forward accepts
 
     def __init__(
@@ -79,50 +87,61 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         args = BMTARDConfig(output_dir="tmp_trainer") if args is None else args
         refuse_unsupported(model, args, kwargs)
         self.method = method_class(args.method)(args)
-        student = as_student(model, class_count(train_dataset), kwargs.get("processing_class"))  # type: ignore[arg-type]
-        given = {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
-        roles = {name: as_teacher(given[name]) for name in check_roles(self.method, given)}  # type: ignore[arg-type]
-        check_datasets(student, roles, data_collator, train_dataset, eval_dataset)
+        student, collator = self._student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
+        roles = choose_teachers(
+            self.method, student, {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
+        )
+        check_parts(student, roles, collator, train_dataset, eval_dataset)
         super().__init__(
             student.backbone,
             args,
-            data_collator or PGDCollator.from_config(args),
+            collator,
             train_dataset,
             eval_dataset,
             compute_metrics=with_robust_metrics(compute_metrics, args.w_robust_clean_weight),
             callbacks=_with_method_callbacks(self.method.callbacks(), callbacks),
             **kwargs,
         )
+        refuse_sharding(self)
         self.model_accepts_loss_kwargs = False
         self.student = student.to(args.device)
         self.teachers = {name: teacher.to(args.device) for name, teacher in roles.items()}
-        self.crafter = data_collator if isinstance(data_collator, PGDCollator) else PGDCollator.from_config(args)
-        self.crafter.num_classes = self.crafter.num_classes or student.num_classes
-        self.distillation = self._initial_state()
+        # a foreign collator comes with transforms of its own, so nothing is augmented on top unless asked for
+        quiet = PGDCollator(augment=args.augment or "none").resolved(args)
+        self.crafter = collator if isinstance(collator, PGDCollator) else quiet
         if args.channels_last:
             for module in (self.model, *self.teachers.values()):
                 module.to(memory_format=torch.channels_last)
         self._attacked = _compiled(self.model, args)
-        compiled = {name: _compiled(teacher, args) for name, teacher in self.teachers.items()}
-        self._ask = {name: partial(self._teacher_logits, name, teacher) for name, teacher in compiled.items()}
-        self._answers: dict[tuple[str, int], Tensor] = {}
-        self._metrics, self._finite = StepMetrics(), FiniteGuard()
-        self._window: list[Batch] = []
-        self._position, self._observed = 0, False
+        self._asked = {name: _compiled(teacher, args) for name, teacher in self.teachers.items()}
+        self._start_anew()
         show_balance_in_progress(self.callback_handler)
         self.add_callback(ModelCardCallback(self.model_card_facts))
+
+    @staticmethod
+    def _student(
+        model: Any, args: BMTARDConfig, collator: Any, rows: Any, processor: Any
+    ) -> tuple[PixelClassifier, Any]:
+        if isinstance(model, str):
+            set_seed(args.seed)  # a named student's first weights depend on the seed, as everything else does
+        column = collator.label_column if isinstance(collator, PGDCollator) else None
+        student = as_student(model, class_count(rows, column), processor)
+        if collator is None or isinstance(collator, PGDCollator):
+            collator = (collator or PGDCollator()).resolved(args, student.num_classes)
+        return student, collator
 
     # The step of the paper.
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Craft a micro-batch on the current weights, then compare, balance, add up and differentiate."""
+        window = self._window
         model.train()  # before the attack, which may be asked to run in training mode
-        if self._position == 0 and len(self._window) > 1 and self._listeners():
+        if window.position == 0 and len(window) > 1 and self._listeners():
             self._preview(model)
-        inputs = self._window[self._position] if self._observed else self._craft(inputs, self._position)
+        inputs = window.batches[window.position] if window.observed else self._craft(inputs, window.position)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._position += 1
-        if self._position >= len(self._window):
+        window.position += 1
+        if window.is_over:
             self.distillation.advance()
         return loss
 
@@ -131,8 +150,8 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
     ) -> Any:
         """Add up the method's loss parts with the current weights."""
         student = partial(self.student.logits, model)
-        output = self.method.loss_parts(student, self._ask, inputs, self.distillation)
-        if not self._observed:
+        output = self.method.loss_parts(student, self._teachers(), inputs, self.distillation)
+        if not self._window.observed and not self._window.is_over:  # over: called by hand, not by a step
             self._observe([output])
         weights = self.distillation.weights
         loss = torch.stack([weights[part].to(value.dtype) * value for part, value in output.parts.items()]).sum()
@@ -167,17 +186,17 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         forwards run once more without gradient, with the random numbers and BatchNorm statistics that they will find;
         the teachers' answers are kept.
         """
-        self._window = [self._craft(inputs, position) for position, inputs in enumerate(self._window)]
+        window = self._window
+        window.batches = [self._craft(inputs, position) for position, inputs in enumerate(window.batches)]
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         student = partial(self.student.logits, self.model)
-        model.train()
-        with torch.no_grad(), self.untouched_randomness():
-            teachers = {name: partial(self._remembered, name) for name in self._ask}
-            outputs = [self.method.loss_parts(student, teachers, batch, self.distillation) for batch in self._window]
+        teachers = self._teachers(remember=True)
+        with torch.no_grad(), untouched_randomness(self.args.device):
+            outputs = [self.method.loss_parts(student, teachers, batch, self.distillation) for batch in window.batches]
             for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(saved)
         self._observe(outputs)
-        self._observed = True
+        window.observed = True
 
     def _craft(self, inputs: Batch, position: int) -> Batch:
         batch = self._prepare_inputs(inputs)
@@ -190,23 +209,22 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             batch,
             key=(self.state.global_step, position, self.args.process_index),
             forward=student,
-            objective=partial(self.method.attack_objective, student, self._ask),
+            objective=partial(self.method.attack_objective, student, self._teachers()),
             gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
             adversarial=self.method.attack is not None,
         )
 
-    def _teacher_logits(self, name: str, teacher: nn.Module, pixels: Tensor) -> Tensor:
-        if (name, id(pixels)) in self._answers:
-            return self._answers.pop((name, id(pixels)))
-        with torch.no_grad(), self.accelerator.autocast():
-            return teacher(pixels)
+    def _teachers(self, remember: bool = False) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {name: partial(self._ask, name, remember) for name in self._asked}
 
-    def _remembered(self, name: str, pixels: Tensor) -> Tensor:
-        # the window keeps its images alive until they come by again, which makes their identity a safe key
-        answer = self._ask[name](pixels)
-        if any(pixels is held for batch in self._window for held in batch.values()):
-            self._answers[name, id(pixels)] = answer
-        return answer
+    def _ask(self, name: str, remember: bool, pixels: Tensor) -> Tensor:
+        def ask(pixels: Tensor) -> Tensor:
+            with torch.no_grad(), self.accelerator.autocast():
+                logits = self._asked[name](pixels)
+            return logits.clone() if self.args.torch_compile else logits  # CUDA graphs reuse their output buffers
+
+        answer = self._window.answer(name, pixels, ask)
+        return self._window.remember(name, pixels, answer) if remember else answer
 
     def fire(self, event: str, **kwargs: Any) -> None:
         """Call an event that only some callbacks have, the way Trainer calls its own."""
@@ -229,10 +247,18 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Any]:
         """Remember the micro-batches of the optimizer step that begins."""
-        self._window, count = super().get_batch_samples(*args, **kwargs)
-        self._position, self._observed = 0, False
-        self._answers.clear()
-        return self._window, count
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self._window = AccumulationWindow(batches)
+        return batches, count
+
+    def _start_anew(self) -> None:
+        device = self.args.device
+        self.distillation = DistillationState.create(self.method.temperatures(), self.method.weights, device)
+        self._metrics, self._finite, self._window = StepMetrics(), FiniteGuard(), AccumulationWindow()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
+        return super()._inner_training_loop(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, after every check that does not need a step. See ``Trainer.train``.
@@ -242,14 +268,13 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             ValueError: for data, labels or teachers that do not fit.
             FloatingPointError: if a loss stops being finite; checkpoints written before stay as they are.
         """
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() in ("true", "false"):
+            resume_from_checkpoint = resume_from_checkpoint.lower() == "true"  # as a command line gives it
         check_before_training(self, resume_from_checkpoint)
-        self.distillation = self._initial_state()
+        self._own_directory = True
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._finite.check()
         return output
-
-    def _initial_state(self) -> DistillationState:
-        return DistillationState.create(self.method.temperatures(), self.method.weights, self.args.device)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the balance's numbers to a training log. See ``Trainer.log``."""
@@ -269,7 +294,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             "student": self.student,
             "teachers": self.teachers,
             "attack": self.crafter.settings,
-            "log_history": self.state.log_history,
+            "state": self.state,
         }
 
 
@@ -281,5 +306,5 @@ def _compiled(module: nn.Module, args: BMTARDConfig) -> Any:
 
 def _with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:
     users = list(users or [])
-    given = {callback if isinstance(callback, type) else type(callback) for callback in users}
-    return users + [callback for callback in own if type(callback) not in given]
+    given = tuple(callback if isinstance(callback, type) else type(callback) for callback in users)
+    return users + [callback for callback in own if not any(issubclass(kind, type(callback)) for kind in given)]

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import set_seed
+
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, PixelClassifier, create_model, load_teacher
 from bmtard_hooks.arguments import DataArguments, parse
 from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
@@ -52,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     models, data, config = parse([ModelArguments, DataArguments, BMTARDConfig], argv, __doc__)
     train, validation, test = data.load()
     teachers = models.teachers(train.num_classes)
+    set_seed(config.seed)  # of the first weights
     trainer = BMTARDTrainer(
         create_model(models.student, train.num_classes, image_size=train.images.shape[-1]),
         config,

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from transformers import set_seed
+
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, create_model
 from bmtard_hooks.arguments import DataArguments, parse
 from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
@@ -29,6 +31,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Train, choose the best checkpoint on held-out training images, and print a table of the test set."""
     names, data, config = parse([TeacherArguments, DataArguments, BMTARDConfig], argv, __doc__)
     train, validation, test = data.load()
+    set_seed(config.seed)  # of the first weights
     trainer = BMTARDTrainer(
         create_model(names.model, train.num_classes, image_size=train.images.shape[-1]),
         config,

@@ -1,11 +1,14 @@
 """What is wrong is said before the first step, with the value, the allowed range and the fix; nothing is written."""
 
+from types import SimpleNamespace
+
 import datasets
 import pytest
 import torch
 from conftest import sharp_net, tiny_data, tiny_net
 
-from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, create_model
+from bmtard_hooks import BMTARDConfig, BMTARDTrainer, DistillationCallback, ImageTensors, create_model
+from bmtard_hooks.checks import refuse_sharding
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,7 @@ from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, create_model
         ({"lr_milestones": [3], "lr_scheduler_type": "cosine"}, "contradict each other: drop one"),
         ({"augment": "mixup"}, "augment='mixup' is not allowed: pass one of crop_flip, crop, flip, none"),
         ({"crop_padding": -2}, "crop_padding=-2 is not allowed"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov=True is not allowed: pass False, or a positive momentum"),
         ({"w_robust_clean_weight": 1.2}, "w_robust_clean_weight=1.2 is not allowed"),
         ({"fp16": True}, "fp16=True on a CPU would silently train in float32"),
         ({"bf16_full_eval": True}, "would quantise the attacked images"),
@@ -83,6 +87,10 @@ def with_label_column(labels):
         ({"train_dataset": datasets.Dataset.from_dict({"scan": [1], "label": [0]})}, "no image column"),
         ({"train_dataset": datasets.Dataset.from_dict({"image": [1], "grade": [0]})}, "no label column"),
         ({"compute_loss_func": lambda *a: 0}, "compute_loss_func would replace"),
+        (
+            {"preprocess_logits_for_metrics": lambda *a: 0},
+            "preprocess_logits_for_metrics and batch_eval_metrics are not",
+        ),
     ],
 )
 def test_trainer_refuses_before_anything_is_written(parts, message, make_config, tmp_path):
@@ -100,7 +108,7 @@ def test_trainer_refuses_before_anything_is_written(parts, message, make_config,
 
 def test_one_network_cannot_be_teacher_and_student(make_config):
     shared = tiny_net(0)
-    with pytest.raises(ValueError, match="no parameter to train|are the same object"):
+    with pytest.raises(ValueError, match="the clean teacher and the student are the same object"):
         BMTARDTrainer(
             shared, make_config(), train_dataset=tiny_data(), clean_teacher=shared, robust_teacher=sharp_net(2)
         )
@@ -147,6 +155,36 @@ def test_teachers_are_tried_before_the_first_step(teacher, message, make_trainer
     assert trainer.model.training is True
 
 
+def test_sharding_and_saving_in_the_middle_of_a_step_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint saves in the middle of a step"):
+        make_trainer(enable_jit_checkpoint=True)
+    launched = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)  # as accelerate's own config does
+    with pytest.raises(ValueError, match="DeepSpeed and FSDP shard the student"):
+        refuse_sharding(launched)
+
+
+def test_student_without_teachers_is_tried_too(make_trainer):
+    with pytest.raises(ValueError, match=r"the student cannot take images of shape \(3, 8, 8\)"):
+        make_trainer(tiny_net(0, channels=1), method="natural").train()
+
+
+def test_labels_of_tuples_are_checked_when_they_come_by(make_trainer):
+    pairs = [(torch.rand(3, 8, 8), label) for label in (0, 1, 2, 3, 0, 9)]
+    with pytest.raises(ValueError, match=r"labels from \d to 9 do not fit 4 classes \(0 to 3\)"):
+        make_trainer(data=pairs, per_device_train_batch_size=6).train()
+
+
+class Forgetful(DistillationCallback):
+    def state_dict(self):
+        return {"when": torch.zeros(1)}
+
+
+def test_callback_with_a_state_that_json_cannot_hold_is_refused_before_training(make_trainer, tmp_path):
+    with pytest.raises(TypeError, match=r"Forgetful\.state_dict\(\) must hold plain numbers"):
+        make_trainer(callbacks=[Forgetful()], save_strategy="epoch").train()
+    assert not list((tmp_path / "run").glob("*"))
+
+
 @pytest.mark.parametrize(
     "batch, message",
     [
@@ -176,7 +214,10 @@ def test_directory_of_another_run_is_not_written_over(make_trainer, tmp_path):
     with pytest.raises(FileExistsError, match=r"holds another run \(checkpoint-4\): pass resume_from_checkpoint=True"):
         make_trainer(save_strategy="epoch").train()
     assert before == sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    make_trainer(save_strategy="epoch", overwrite_output_dir=True).train()
+    again = make_trainer(save_strategy="epoch", overwrite_output_dir=True)
+    again.train()
+    again.args.overwrite_output_dir = False
+    again.train()  # its own run may be repeated
 
 
 class Exploding(torch.nn.Module):

@@ -7,7 +7,7 @@ from conftest import tiny_data, tiny_net
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from bmtard_hooks import PGDCollator
+from bmtard_hooks import BMTARDConfig, PGDCollator
 from bmtard_hooks.randomness import keyed_generator
 
 
@@ -23,6 +23,7 @@ def picture(mode="RGB", seed=0):
         {"img": picture("L"), "fine_label": 1},
         {"pixel_values": torch.zeros(3, 8, 8, dtype=torch.uint8), "labels": torch.tensor(1)},
         {"x": torch.rand(3, 8, 8), "y": np.int64(1)},
+        {"x": np.random.default_rng(0).random((3, 8, 8)), "y": 1},
         {"image": np.zeros((8, 8, 3), dtype=np.uint8), "label": 1, "other": "ignored"},
         (picture(), 1),
     ],
@@ -113,56 +114,77 @@ def test_torchattacks_objects_leave_no_trace(name):
     assert torch.equal(before[0], torch.get_rng_state()) and torch.equal(before[1], model.norm.running_mean)
 
 
-def test_bound_collator_crafts_in_train_mode_only():
-    model, rows = tiny_net(0).train(), [tiny_data()[i] for i in range(4)]
+@pytest.mark.parametrize("training", [True, False])
+def test_bound_collator_always_crafts(training):
+    model, rows = tiny_net(0).train(training), [tiny_data()[i] for i in range(4)]
     clean = PGDCollator()(rows)["pixel_values"]
     pair = PGDCollator(augment="none").bind(model, output="pair")(rows)
     torch.testing.assert_close(pair["pixel_values"], clean)
     replaced = PGDCollator(augment="none").bind(model)(rows)
     torch.testing.assert_close(replaced["pixel_values"], pair["adv_pixel_values"])
-    assert set(replaced) == {"pixel_values", "labels"}
-    model.eval()
-    torch.testing.assert_close(PGDCollator(augment="none").bind(model)(rows)["pixel_values"], clean)
+    assert set(replaced) == {"pixel_values", "labels"} and not torch.equal(replaced["pixel_values"], clean)
+    assert model.training is training
 
 
-def test_bound_collator_refuses_to_attack_with_a_workers_stale_weights():
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("training", [True, False])
+def test_bound_collator_refuses_to_attack_with_a_workers_stale_weights(start, training):
     loader = torch.utils.data.DataLoader(
-        tiny_data(), batch_size=4, num_workers=1, collate_fn=PGDCollator().bind(tiny_net(0).train()),
-        multiprocessing_context="fork",
+        tiny_data(), batch_size=4, num_workers=1, collate_fn=PGDCollator().bind(tiny_net(0).train(training)),
+        multiprocessing_context=start,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="every attack would be stale"):
         next(iter(loader))
 
 
-def test_pickled_collator_does_not_carry_the_model():
-    assert pickle.loads(pickle.dumps(PGDCollator().bind(tiny_net(0))))._model is None
+def test_pickled_collator_carries_neither_model_nor_attack():
+    collator = PGDCollator(attack=lambda x, y: x, loss=lambda logits, labels: logits).bind(tiny_net(0))
+    copied = pickle.loads(pickle.dumps(collator))
+    assert copied._model is None and copied.attack is None and copied.loss is None
 
 
-def test_plain_trainer_trains_on_adversarial_images(tmp_path):
-    class Classifier(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net, self.seen = tiny_net(0), []
+class Classifier(torch.nn.Module):
+    """A plain Hugging Face style model that notes what it is fed."""
 
-        def forward(self, pixel_values, labels=None):
-            logits = self.net(pixel_values)
-            if labels is None:
-                return {"logits": logits}
-            self.seen.append((self.training, pixel_values.clone()))
-            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = tiny_net(0), []
 
-    model, data = Classifier(), tiny_data(8)
-    collator = PGDCollator(augment="none", steps=2).bind(model)
+    def forward(self, pixel_values, labels=None):
+        self.seen.append((self.training, pixel_values.clone()))
+        logits = self.net(pixel_values)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_plain_trainer_trains_on_adversarial_images_in_every_epoch(tmp_path):
+    model, data = Classifier().eval(), tiny_data(8)  # from_pretrained gives models in eval mode
+
+    collator = PGDCollator(augment="none", steps=2).bind(model.net)
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, num_train_epochs=1, per_device_train_batch_size=8, report_to="none",
+        output_dir=str(tmp_path), use_cpu=True, num_train_epochs=2, per_device_train_batch_size=4, report_to="none",
         remove_unused_columns=False, disable_tqdm=True, eval_strategy="epoch", save_strategy="no",
     )  # fmt: skip
-    trainer = Trainer(model, arguments, data_collator=collator, train_dataset=data, eval_dataset=data)
-    trainer.train()
+    Trainer(model, arguments, data_collator=collator, train_dataset=data, eval_dataset=data).train()
     clean = data.images.float() / 255
-    for training, pixels in model.seen:
-        distance = torch.cdist(pixels.flatten(1), clean.flatten(1), p=torch.inf).amin(1).max()
-        assert (distance > 0.01) if training else (distance == 0)
+    distances = [torch.cdist(x.flatten(1), clean.flatten(1), p=torch.inf).amin(1).min() for _, x in model.seen]
+    assert [training for training, _ in model.seen] == [True, True, False] * 2
+    assert all(distance > 0.01 for distance in distances)
+
+
+def test_trainer_fills_what_was_left_open_and_leaves_the_users_collator_alone(tmp_path):
+    config = BMTARDConfig(output_dir=str(tmp_path), method="sat", seed=3, steps=7, augment="flip", eps=0.1)
+    mine = PGDCollator(eps=4 / 255)
+    filled = mine.resolved(config, num_classes=5)
+    assert (filled.settings.eps, filled.settings.steps, filled.settings.start) == (4 / 255, 7, "uniform")
+    assert (filled.seed, filled.augment, filled.num_classes) == (3, "flip", 5)
+    assert (mine.seed, mine.augment, mine.num_classes, mine.settings.steps) == (None, None, None, 10)
+    explicit = PGDCollator(steps=2, start="zero", seed=0, augment="none").resolved(config)
+    assert (explicit.settings.steps, explicit.settings.start, explicit.seed, explicit.augment) == (
+        2,
+        "zero",
+        0,
+        "none",
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bmtard_hooks.data import ImageTensors, IndexedRows, augment, class_count, load_images
-from bmtard_hooks.randomness import uniform_by_image
+from bmtard_hooks import PGDSettings
+from bmtard_hooks.attacks.pgd import draw_noise_by_image
+from bmtard_hooks.data import ImageTensors, NumberedCollate, augment, class_count, is_map_style, load_images, numbered
 
 
 @pytest.fixture
@@ -67,12 +68,23 @@ def test_augmentation_keeps_shape_and_range(kind):
     assert torch.equal(changed, images) is (kind == "none")
 
 
-def test_noise_of_an_image_does_not_depend_on_its_batch():
-    together = uniform_by_image(range(6), (3, 4, 4), 42, "eval")
-    alone = uniform_by_image([4], (3, 4, 4), 42, "eval")
-    assert torch.equal(together[4], alone[0])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("start", ["uniform", "normal"])
+def test_noise_of_an_image_does_not_depend_on_its_batch(norm, start):
+    settings = PGDSettings(norm=norm, start=start)
+    state = torch.get_rng_state()
+    together = draw_noise_by_image(range(300), (3, 4, 4), settings, 42, "eval")
+    alone = draw_noise_by_image([4], (3, 4, 4), settings, 42, "eval")
+    assert torch.equal(together[4], alone[0]) and torch.equal(state, torch.get_rng_state())
     assert not torch.equal(together[4], together[5])
-    assert together.min() >= -1 and together.max() < 1 and abs(together.mean()) < 0.2
+    assert abs(together.mean()) < 0.02
+    if start == "uniform" and norm == "linf":
+        assert -1 <= together.min() < -0.99 and 0.99 < together.max() < 1
+    elif start == "uniform":  # a point of the unit ball: half of them lie beyond the radius 0.5 ** (1 / 48)
+        radii = together.flatten(1).norm(dim=1)
+        assert radii.max() <= 1 + 1e-6 and 0.4 < (radii > 0.5 ** (1 / 48)).float().mean() < 0.6
+    else:
+        assert 0.95 < together.std() < 1.05
 
 
 def test_split_holds_out_without_overlap():
@@ -84,12 +96,24 @@ def test_split_holds_out_without_overlap():
         data.split(10)
 
 
-def test_rows_know_their_position():
-    rows = IndexedRows.of([("image", 3), ("other", 4)])
-    assert rows[1] == {"pixel_values": "other", "labels": 4, "image_index": 1} and len(rows) == 2
-    assert IndexedRows.of(rows) is rows
-    stream = (row for row in [])
-    assert IndexedRows.of(stream) is stream
+def test_rows_know_their_position_and_collators_need_not_care():
+    rows = numbered([("image", 3), ("other", 4)])
+    batch = NumberedCollate(lambda pairs: {"names": [name for name, _ in pairs]})([rows[1], rows[0]])
+    assert batch["names"] == ["other", "image"] and batch["image_index"].tolist() == [1, 0]
+    assert NumberedCollate(list)([1, 2]) == [1, 2]
+    assert numbered(rows) is rows and numbered({"a": rows})["a"] is rows
+
+
+def test_streams_are_told_from_map_style_data():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+        def __len__(self):
+            return 0
+
+    assert not is_map_style(Stream()) and not is_map_style(row for row in []) and not is_map_style(None)
+    assert is_map_style([1]) and numbered(None) is None
 
 
 def test_image_tensors_refuse_floats_and_unequal_lengths():

@@ -7,8 +7,8 @@ from transformers import EarlyStoppingCallback
 
 from bmtard_hooks import PGDSettings, pgd
 from bmtard_hooks.attacks import cross_entropy
+from bmtard_hooks.attacks.pgd import draw_noise_by_image
 from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
-from bmtard_hooks.randomness import uniform_by_image
 
 
 def test_metrics_are_those_of_a_plain_loop(make_trainer):
@@ -16,8 +16,8 @@ def test_metrics_are_those_of_a_plain_loop(make_trainer):
     trainer = make_trainer(tiny_net(0), eval_dataset=data, eps=0.1, eval_attack_step_size=0.03, eval_attack_steps=5)
     found = trainer.evaluate()
     model, images = tiny_net(0).eval(), data.images.float() / 255
-    noise = uniform_by_image(range(30), images.shape[1:], 42, "eval")
     settings = PGDSettings(0.1, 0.03, 5, "linf", "uniform", clip_start=True)
+    noise = draw_noise_by_image(range(30), images.shape[1:], settings, 42, "eval")
     attacked = pgd(model, images, cross_entropy(data.labels), settings, noise=noise)
     with torch.no_grad():
         clean = model(images).argmax(1) == data.labels
@@ -38,6 +38,10 @@ def test_result_does_not_depend_on_batch_size_and_repeats(make_trainer):
         metrics = make_trainer(eval_dataset=data, eps=0.05, per_device_eval_batch_size=batch).evaluate()
         results.append([metrics[f"eval_{key}"] for key in ("clean_accuracy", "robust_accuracy", "w_robust")])
     assert results[0] == results[1] == results[2]
+    settings = PGDSettings(0.5, 0.1, 3, "l2", "uniform")
+    assert pgd_accuracy(tiny_net(0), data, settings, batch_size=30) == pgd_accuracy(
+        tiny_net(0), data, settings, batch_size=7
+    )
 
 
 def test_drop_last_of_the_training_loader_spares_the_evaluation(make_trainer):
@@ -96,9 +100,50 @@ def test_attack_can_be_left_out(make_trainer):
     assert "eval_clean_accuracy" in found and "eval_w_robust" not in found
 
 
-def test_several_evaluation_sets_are_reported_by_name(make_trainer):
-    found = make_trainer(eval_dataset={"a": tiny_data(6, seed=1), "b": tiny_data(6, seed=2)}).evaluate()
-    assert {"eval_a_w_robust", "eval_b_w_robust"} <= found.keys()
+def test_several_evaluation_sets_are_reported_by_name_with_persistent_workers_too(make_trainer):
+    sets = {"a": tiny_data(30, seed=1), "b": tiny_data(30, seed=2)}
+    found = make_trainer(eval_dataset=sets, dataloader_num_workers=1, dataloader_persistent_workers=True).evaluate()
+    for name, data in sets.items():
+        alone = make_trainer(eval_dataset=data).evaluate()
+        assert found[f"eval_{name}_loss"] == alone["eval_loss"]
+        assert found[f"eval_{name}_w_robust"] == alone["eval_w_robust"]
+
+
+def test_tuples_and_a_collator_of_ones_own_work(make_trainer):
+    data = tiny_data(16)
+    pairs = [(data.images[i].float() / 255, int(data.labels[i])) for i in range(16)]
+
+    def collate(rows):
+        return {"pixel_values": torch.stack([x for x, _ in rows]), "labels": torch.tensor([y for _, y in rows])}
+
+    own = make_trainer(data=pairs, eval_dataset=pairs, data_collator=collate)
+    ours = make_trainer(data=data, eval_dataset=data)
+    own.train(), ours.train()
+    assert own.evaluate()["eval_w_robust"] == ours.evaluate()["eval_w_robust"]  # the same noise, nothing augmented
+    assert torch.equal(own.model.head.weight, ours.model.head.weight)
+
+
+def test_student_evaluated_before_training_still_trains_in_mixed_precision(make_trainer):
+    seen = []
+    student = tiny_net(0)
+    student.head.register_forward_hook(lambda module, inputs, output: seen.append((module.training, output.dtype)))
+    trainer = make_trainer(student, bf16=True)
+    trainer.evaluate()
+    trainer.train()
+    assert {dtype for training, dtype in seen if training} == {torch.bfloat16}
+
+
+def test_evaluation_restores_every_random_generator(make_trainer):
+    import random
+
+    import numpy as np
+
+    trainer = make_trainer()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    trainer.evaluate()
+    assert expected == (random.random(), np.random.rand(), torch.rand(1).item())
 
 
 def test_table_has_a_row_per_model():

@@ -82,6 +82,7 @@ def test_trainer_takes_the_authors_steps(make_trainer, batch_norm):
         **teachers,
         data_collator=recorder,
         callbacks=[recorder],
+        steps=10,
         lr_milestones=[MILESTONE / STEPS],
     )
     trainer.train()

@@ -4,8 +4,9 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_data, tiny_net
+from transformers import TrainerCallback
 
-from bmtard_hooks import DistillationState
+from bmtard_hooks import DistillationCallback, DistillationState
 from bmtard_hooks.state import STATE_NAME, load_state, save_state
 
 OPTIONS = [
@@ -54,7 +55,7 @@ def test_state_survives_json_bit_for_bit(tmp_path):
     numbers = torch.rand(6, dtype=torch.float64, generator=generator).tolist()
     state = DistillationState.create({"a": numbers[0], "b": numbers[1]}, {"a": numbers[2], "b": 0.1 + 0.2})
     state.initial_losses["a"] = torch.tensor(numbers[4] * 1e-12, dtype=torch.float64)
-    save_state(tmp_path, state.state_dict())
+    save_state(tmp_path, json.dumps(state.state_dict()))
     other = DistillationState.create({"a": 1, "b": 1}, {"a": 1, "b": 1})
     other.load_state_dict(load_state(tmp_path))
     assert other.state_dict() == state.state_dict()
@@ -95,3 +96,62 @@ def test_every_checkpoint_holds_the_state_also_when_only_the_model_is_saved(make
     directory = checkpoint(make_trainer, tmp_path, save_only_model=True)
     content = json.loads((directory / STATE_NAME).read_text())
     assert content["method"] == "bmtard" and set(content["weights"]) == {"robust", "clean"}
+
+
+class Counter(DistillationCallback):
+    """Remembers how many steps it saw."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_losses(self, *args, **kwargs):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_callbacks_of_users_come_back_with_their_state_and_identity(make_trainer, tmp_path):
+    make_trainer(callbacks=[Counter()], save_strategy="steps", save_steps=2).train()
+    counter = Counter()
+    make_trainer(callbacks=[counter]).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert counter.steps == 4
+
+
+def test_weight_that_is_not_finite_is_never_saved(make_trainer, tmp_path):
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                model.head.bias.data.fill_(torch.nan)
+
+    trainer = make_trainer(callbacks=[Spoil()], save_strategy="steps", save_steps=1)
+    with pytest.raises(FloatingPointError, match="step 3: a weight of the student is not finite"):
+        trainer.train()
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_resume_from_the_command_line_means_the_last_checkpoint(make_trainer):
+    make_trainer(save_strategy="steps", save_steps=3).train()
+    trainer = make_trainer()
+    trainer.train(resume_from_checkpoint="true")
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_retry_with_a_smaller_batch_starts_the_balance_anew(make_trainer, monkeypatch):
+    from bmtard_hooks import BMTARDTrainer
+
+    original, failed = BMTARDTrainer.compute_loss, []
+
+    def out_of_memory_once(self, *args, **kwargs):
+        if self.state.global_step == 2 and not failed:
+            failed.append(self.distillation.state_dict())
+            raise RuntimeError("CUDA out of memory.")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(BMTARDTrainer, "compute_loss", out_of_memory_once)
+    trainer = make_trainer(auto_find_batch_size=True, weight_rate=0.5)
+    trainer.train()
+    assert failed and trainer.state.log_history[0]["weight_clean"] == 0.5 != failed[0]["weights"]["clean"]

@@ -3,30 +3,9 @@ import copy
 import pytest
 import torch
 from conftest import sharp_net, tiny_data, tiny_net
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import TrainerCallback
 
-from bmtard_hooks import BMTARDTrainer, DistillationCallback, EntropyBalance, LossBalance, PGDCollator, create_model
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient of every optimizer step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append([parameter.grad.clone() for parameter in model.parameters()])
-
-
-class Listener(DistillationCallback):
-    """Keeps what the balance event shows."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_losses(self, args, state, control, *, losses, entropies, distillation, **kwargs):
-        weights = {name: value.item() for name, value in distillation.weights.items()}
-        self.seen.append(({name: value.item() for name, value in losses.items()}, weights, kwargs))
+from bmtard_hooks import BMTARDTrainer, EntropyBalance, LossBalance, PGDCollator, create_model
 
 
 def test_log_has_stable_keys(make_trainer):
@@ -90,75 +69,6 @@ def test_every_method_trains_any_student(make_trainer, method):
     output = trainer.train()
     assert output.global_step == 4 and 0 < output.training_loss < 20
     assert not torch.equal(before["head.weight"], student.state_dict()["head.weight"])
-
-
-def gradients_of(make_trainer, model, batch, accumulation, **options):
-    recorder = Gradients()
-    options = {"clean_teacher": sharp_net(1, 8.0), "robust_teacher": sharp_net(2), **options}
-    trainer = make_trainer(
-        model,
-        tiny_data(24),
-        callbacks=[recorder],
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        start="zero",  # the noise of micro-batches is their own
-        **options,
-    )
-    trainer.train()
-    return recorder.steps, trainer
-
-
-@pytest.mark.parametrize("balance", [True, False])
-def test_accumulation_equals_the_large_batch(make_trainer, balance):
-    options = {"entropy_balance": balance, "loss_balance": balance, "weight_rate": 0.5, "temperature_rate": 0.1}
-    large, one = gradients_of(make_trainer, tiny_net(0), 8, 1, **options)
-    small, many = gradients_of(make_trainer, tiny_net(0), 2, 4, **options)
-    assert len(large) == len(small) == 3
-    for a, b in zip(large, small, strict=True):
-        for left, right in zip(a, b, strict=True):
-            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
-    for group, values in one.distillation.state_dict().items():
-        assert many.distillation.state_dict()[group] == pytest.approx(values, rel=1e-5), group
-    assert one.state.log_history[0]["loss"] == pytest.approx(many.state.log_history[0]["loss"], rel=1e-4)
-    assert (one.distillation.weights["clean"].item() != 0.5) is balance
-
-
-def test_accumulation_does_not_scale_the_gradient_of_a_vit(make_trainer):
-    # a forward with **kwargs makes transformers skip the division by the number of micro-batches
-    def vit():
-        torch.manual_seed(0)
-        config = ViTConfig(
-            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
-            patch_size=4, num_labels=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
-        return ViTForImageClassification(config)
-
-    large, _ = gradients_of(make_trainer, vit(), 8, 1)
-    small, _ = gradients_of(make_trainer, vit(), 2, 4)
-    for left, right in zip(large[0], small[0], strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-6)
-
-
-def test_balance_moves_once_per_optimizer_step_and_a_preview_moves_no_statistics(make_trainer):
-    listener = Listener()
-    student = tiny_net(0, batch_norm=True)
-    trainer = make_trainer(
-        student, tiny_data(20), callbacks=[listener], per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
-    trainer.train()
-    assert trainer.state.global_step == len(listener.seen) == 3  # the last window has only two micro-batches
-    assert student.norm.num_batches_tracked.item() == 2 * 10  # two forwards per micro-batch, none for the previews
-
-
-def test_dropout_sees_the_same_masks_in_preview_and_step(make_trainer):
-    listener = Listener()
-    trainer = make_trainer(
-        tiny_net(0, dropout=0.5), callbacks=[listener], per_device_train_batch_size=2, gradient_accumulation_steps=2
-    )
-    trainer.train()
-    for (losses, weights, _), entry in zip(listener.seen, trainer.state.log_history, strict=False):
-        assert entry["loss"] == pytest.approx(sum(weights[name] * losses[name] for name in losses), rel=1e-2)
-        assert entry["loss_clean"] == pytest.approx(losses["clean"], rel=1e-5)
 
 
 def test_optimizer_has_momentum_no_clipping_and_decays_everything(make_trainer):
@@ -273,24 +183,6 @@ def test_bf16_and_compile_settings_train(make_trainer):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
 
 
-def test_teachers_answer_once_per_micro_batch(make_trainer):
-    class Counting(torch.nn.Module):
-        num_classes, calls = 4, 0
-
-        def __init__(self):
-            super().__init__()
-            self.net = sharp_net(1)
-
-        def forward(self, pixel_values):
-            Counting.calls += 1
-            return self.net(pixel_values)
-
-    make_trainer(
-        clean_teacher=Counting(), per_device_train_batch_size=2, gradient_accumulation_steps=4, entropy_balance=False
-    ).train()
-    assert Counting.calls == 8 + 1  # 16 images, and one try before training
-
-
 class Moves(TrainerCallback):
     """Counts how often BatchNorm's statistics moved."""
 
@@ -349,3 +241,90 @@ def test_progress_bar_shows_losses_and_balance(make_trainer):
     trainer = make_trainer(disable_tqdm=False, callbacks=[Watch()])
     trainer.train()
     assert all(word in shown[-1] for word in ("loss_clean", "loss_robust", "temperature_clean", "weight_robust"))
+
+
+def test_subclass_of_a_balance_replaces_it(make_trainer):
+    class Mine(LossBalance):
+        pass
+
+    trainer = make_trainer(callbacks=[Mine()])
+    kinds = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert "Mine" in kinds and "EntropyBalance" in kinds and "LossBalance" not in kinds
+
+
+def test_loss_computed_by_hand_moves_nothing(make_trainer):
+    trainer = make_trainer(method="natural")
+    balanced = make_trainer()
+    batch = balanced.crafter.craft(balanced.model, balanced.data_collator([tiny_data()[0], tiny_data()[1]]))
+    assert balanced.compute_loss(balanced.model, batch).requires_grad
+    assert not balanced.distillation.initial_losses and trainer.distillation.state_dict()["weights"] == {"clean": 1.0}
+
+
+def test_student_by_name_and_order_of_images_depend_on_the_seed_alone(make_config):
+    def first_weights(seed):
+        torch.manual_seed(123 + seed)  # whatever happened before
+        config = make_config(method="natural", seed=seed)
+        assert config.data_seed == seed
+        return next(BMTARDTrainer("resnet8_cifar", config, train_dataset=tiny_data()).model.parameters()).clone()
+
+    assert torch.equal(first_weights(1), first_weights(1)) and not torch.equal(first_weights(1), first_weights(2))
+
+
+def test_card_reports_the_checkpoint_that_was_kept_and_spares_other_readmes(make_trainer, tmp_path):
+    trainer = make_trainer(
+        num_train_epochs=4,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        metric_for_best_model="w_robust",
+        load_best_model_at_end=True,
+        learning_rate=1.0,
+    )
+    trainer.train()
+    best = max(entry["eval_w_robust"] for entry in trainer.state.log_history if "eval_w_robust" in entry)
+    card = tmp_path / "run" / "README.md"
+    assert f"| W-Robust | {best:.2%} |" in card.read_text()
+    assert f"Measured at step {trainer.state.best_global_step} " in card.read_text()
+    card.write_text("# My project\n")
+    trainer.create_model_card()
+    assert card.read_text() == "# My project\n"
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """A stream of images, with or without a known length."""
+
+    def __iter__(self):
+        return (tiny_data()[i % 16] for i in range(16))
+
+
+class StreamWithLength(Stream):
+    def __len__(self):
+        return 16
+
+
+@pytest.mark.parametrize("kind", [Stream, StreamWithLength])
+def test_streams_can_be_trained_on(make_trainer, kind):
+    trainer = make_trainer(data=kind(), eval_dataset=kind(), max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4 and "eval_w_robust" in trainer.evaluate()
+    with pytest.raises(ValueError, match="lr_milestones are epochs, and a stream has none"):
+        make_trainer(data=kind(), max_steps=4, lr_milestones=[1]).train()
+
+
+@pytest.mark.parametrize("context", ["spawn", "fork"])
+def test_workers_never_need_the_attack(make_trainer, context, monkeypatch):
+    from torch.utils.data import DataLoader
+
+    monkeypatch.setattr(DataLoader, "multiprocessing_context", context, raising=False)
+    collator = PGDCollator(attack=lambda x, y: x, augment="none")
+    make_trainer(data_collator=collator, dataloader_num_workers=1, max_steps=1).train()
+
+
+def test_data_set_whose_transform_gives_other_columns(make_trainer):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"file": list(range(8)), "grade": [0, 1, 2, 3] * 2})
+    images = tiny_data().images.float() / 255
+    rows.set_transform(lambda row: {"pixel_values": [images[i] for i in row["file"]], "labels": row["grade"]})
+    trainer = make_trainer(data=rows, eval_dataset=rows)
+    trainer.train()
+    assert "eval_w_robust" in trainer.evaluate()

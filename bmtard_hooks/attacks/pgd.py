@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bmtard_hooks.attacks.losses import Objective
+from bmtard_hooks.randomness import keyed_generator
 
 NORMS = ("linf", "l2")
 STARTS = ("normal", "uniform", "zero")
@@ -89,8 +90,7 @@ def pgd(
         images: ``(B, C, H, W)`` in [0, 1].
         objective: maps logits to ``(B,)`` or their sum; made by ``losses.py`` or a user.
         settings: radius, step, count, norm and start.
-        noise: start noise to use instead of drawing it, shaped like ``images``: standard normal for a normal start,
-            in [-1, 1] times ``eps`` for a uniform one.
+        noise: start noise to use instead of drawing it, as ``draw_noise`` returns it; scaled here.
         generator: source of the start noise; the global one if None.
         gradient_scale: constant factor on the objective against underflow in fp16; cannot change a sign step.
         observe: called with the logits of every iterate before its step, for methods that count or log.
@@ -99,7 +99,10 @@ def pgd(
         ``(B, C, H, W)``, detached, in [0, 1] and within ``eps`` of ``images``.
     """
     images = images.detach()
-    adversarial = images + start_noise(images, settings, noise=noise, generator=generator)
+    if noise is None:
+        noise = draw_noise(images.shape, settings, generator)
+    size = NORMAL_START_STD if settings.start == "normal" else settings.eps
+    adversarial = images + size * noise.to(images)
     if settings.clip_start:
         adversarial = adversarial.clamp(0, 1)
     if settings.norm == "linf":
@@ -121,34 +124,46 @@ def pgd(
     return adversarial.detach() if settings.steps else _inside(adversarial, images, settings)
 
 
-def start_noise(
-    images: Tensor, settings: PGDSettings, *, noise: Tensor | None = None, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw where the search starts, relative to the images.
+def draw_noise(shape: Sequence[int], settings: PGDSettings, generator: torch.Generator | None = None) -> Tensor:
+    """Draw the start of the search, in units of the start's size, on the generator's device.
 
     Args:
-        images: ``(B, C, H, W)``.
-        settings: ``start``, ``norm`` and ``eps`` are read.
-        noise: see ``pgd``.
-        generator: see ``pgd``.
+        shape: ``(B, C, H, W)``.
+        settings: ``start`` and ``norm`` are read.
+        generator: source of the numbers; the global CPU one if None.
 
     Returns:
-        ``(B, C, H, W)`` to be added to ``images``.
+        ``shape`` float32: standard normal numbers for a normal start; for a uniform one numbers in [-1, 1) (L-infinity)
+        or a point of the unit ball for every image (L2).
     """
+    device = generator.device if generator is not None else torch.device("cpu")
     if settings.start == "zero":
-        return torch.zeros_like(images)
-    if noise is None:
-        draw = torch.rand if settings.start == "uniform" and settings.norm == "linf" else torch.randn
-        noise = draw(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-        if draw is torch.rand:
-            noise = 2 * noise - 1
+        return torch.zeros(tuple(shape), device=device)
+    if settings.start == "uniform" and settings.norm == "linf":
+        return 2 * torch.rand(tuple(shape), generator=generator, device=device) - 1
+    normal = torch.randn(tuple(shape), generator=generator, device=device)
     if settings.start == "normal":
-        return NORMAL_START_STD * noise
-    if settings.norm == "linf":
-        return settings.eps * noise
-    dimensions = images[0].numel()
-    radius = torch.rand(len(images), generator=generator, device=images.device, dtype=images.dtype)
-    return settings.eps * _unit(noise) * (radius ** (1 / dimensions)).view(-1, 1, 1, 1)
+        return normal
+    radius = torch.rand(shape[0], generator=generator, device=device) ** (1 / normal[0].numel())
+    return _unit(normal) * radius.view(-1, 1, 1, 1)
+
+
+def draw_noise_by_image(
+    indices: Iterable[int], shape: Sequence[int], settings: PGDSettings, *key: int | str
+) -> Tensor:
+    """Draw the start of every image from a key of its own, so that batch size and process count cannot change it.
+
+    Args:
+        indices: position of each image in its data set, ``B`` of them.
+        shape: of one image, ``(C, H, W)``.
+        settings: see ``draw_noise``.
+        *key: what the noise is for, for example ``(seed, "eval")``.
+
+    Returns:
+        ``(B, C, H, W)`` float32 on the CPU, see ``draw_noise``.
+    """
+    blocks = [draw_noise((1, *shape), settings, keyed_generator(*key, int(index))) for index in indices]
+    return torch.cat(blocks)
 
 
 def project_l2(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from bmtard_hooks.attacks.pgd import PGDSettings
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.models.pixels import PixelClassifier
 
+logger = logging.getLogger(__name__)
+
+TAG = "bmtard_hooks"
 CITATION = """@article{zhao2024bmtard,
   title   = {Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher Adversarial Distillation},
   author  = {Zhao, Shiji and Wang, Xizhe and Wei, Xingxing},
@@ -44,7 +48,7 @@ def write_model_card(
     student: PixelClassifier,
     teachers: Mapping[str, PixelClassifier],
     attack: PGDSettings | None,
-    log_history: Sequence[Mapping[str, Any]],
+    state: TrainerState,
 ) -> None:
     """Write a model card.
 
@@ -54,14 +58,17 @@ def write_model_card(
         student: the trained student.
         teachers: its teachers by role.
         attack: the training attack, None without one.
-        log_history: the Trainer's log; the last evaluation in it is reported.
+        state: the Trainer's state; the evaluation of the best checkpoint is reported if that one was loaded at the end,
+            the last one otherwise.
     """
-    evaluation = args.evaluation_attack()
-    measured = next((dict(entry) for entry in reversed(log_history) if "eval_clean_accuracy" in entry), None)
+    path = Path(directory) / "README.md"
+    if path.exists() and TAG not in path.read_text():
+        logger.warning("%s is not a model card of ours, so it was left alone", path)
+        return
     lines = [
         f"# {name_of(student)} trained with {args.method}",
         "",
-        "Trained with `bmtard_hooks`. Input: pixels in [0, 1]; the normalisation is recorded in `config.json`.",
+        f"Trained with `{TAG}`. `{TAG}.create_model(directory)` takes pixels in [0, 1]; {_normalisation(student)}",
         "",
         "| role | model |",
         "|---|---|",
@@ -71,7 +78,7 @@ def write_model_card(
         f"Training attack: {_describe(attack)}. {_epochs(args)}, batch {args.per_device_train_batch_size} per device, "
         f"learning rate {args.learning_rate}, seed {args.seed}.",
         "",
-        *_results(measured, _describe(evaluation)),
+        *_results(state, args),
         "",
         "## Citation",
         "",
@@ -83,11 +90,10 @@ def write_model_card(
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["bmtard_hooks", "adversarial-robustness", "knowledge-distillation", args.method],
+        tags=[TAG, "adversarial-robustness", "knowledge-distillation", args.method],
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
     Path(directory).mkdir(parents=True, exist_ok=True)
-    card.save(Path(directory) / "README.md")
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)).save(path)
 
 
 def name_of(model: PixelClassifier) -> str:
@@ -109,13 +115,30 @@ def _epochs(args: BMTARDConfig) -> str:
     return f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
 
 
-def _results(measured: Mapping[str, Any] | None, attack: str) -> list[str]:
-    if measured is None:
+def _normalisation(student: PixelClassifier) -> str:
+    if student.mean is None or student.std is None:
+        return "nothing else is done to them."
+    numbers = [[round(float(value), 4) for value in values.flatten()] for values in (student.mean, student.std)]
+    return f"loaded in any other way, it expects them normalised with mean {numbers[0]} and std {numbers[1]}."
+
+
+def _results(state: TrainerState, args: BMTARDConfig) -> list[str]:
+    evaluations = [entry for entry in state.log_history if any(key.endswith("clean_accuracy") for key in entry)]
+    best = [entry for entry in evaluations if entry.get("step") == state.best_global_step]
+    chosen = best if args.load_best_model_at_end and best else evaluations[-1:]
+    if not chosen:
         return ["Not evaluated during training."]
-    rows = ["| metric | value |", "|---|---|", f"| clean accuracy | {measured['eval_clean_accuracy']:.2%} |"]
-    if "eval_robust_accuracy" in measured:
-        rows.append(f"| robust accuracy | {measured['eval_robust_accuracy']:.2%} |")
-        rows.append(f"| W-Robust | {measured['eval_w_robust']:.2%} |")
-        rows += ["", f"Measured at epoch {measured.get('epoch', 0):g} under {attack}. This is one weak attack: use a"]
-        rows.append("stronger evaluation before relying on the robust accuracy.")
-    return rows
+    names = {"clean_accuracy": "clean accuracy", "robust_accuracy": "robust accuracy", "w_robust": "W-Robust"}
+    rows = ["| metric | value |", "|---|---|"]
+    for key, value in chosen[0].items():
+        for suffix, name in names.items():
+            if key.endswith(suffix):
+                which = key.removeprefix("eval_").removesuffix(suffix).strip("_")
+                rows.append(f"| {name}{f' ({which})' if which else ''} | {value:.2%} |")
+    where = f"Measured at step {chosen[0].get('step', 0)} on the evaluation set"
+    if args.eval_attack:
+        where += (
+            f" under {_describe(args.evaluation_attack())}. This is one weak attack: use a stronger evaluation before"
+        )
+        where += " relying on the robust accuracy"
+    return [*rows, "", f"{where}."]

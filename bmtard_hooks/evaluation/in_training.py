@@ -15,12 +15,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import cross_entropy
-from bmtard_hooks.attacks.pgd import pgd
+from bmtard_hooks.attacks.pgd import draw_noise_by_image, pgd
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.data import IndexedRows
+from bmtard_hooks.data import NumberedCollate, numbered
 from bmtard_hooks.distributed import broadcast_buffers
 from bmtard_hooks.models.pixels import PixelClassifier, full_precision
-from bmtard_hooks.randomness import uniform_by_image
+from bmtard_hooks.randomness import untouched_randomness
 
 
 class EvaluatesRobustness(Trainer):
@@ -29,33 +29,36 @@ class EvaluatesRobustness(Trainer):
     args: BMTARDConfig
     model: Any
     eval_dataset: Any
+    data_collator: Any
     student: PixelClassifier
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load every image together with its position, which its noise depends on. See ``Trainer``."""
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
         with self._every_image():
-            return super().get_eval_dataloader(IndexedRows.of(eval_dataset))
+            given = eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else numbered(eval_dataset)
+            return super().get_eval_dataloader(given)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As ``get_eval_dataloader``, for ``predict``."""
         with self._every_image():
-            return super().get_test_dataloader(IndexedRows.of(test_dataset))
+            return super().get_test_dataloader(numbered(test_dataset))
 
     @contextmanager
     def _every_image(self) -> Iterator[None]:
         # transformers applies dataloader_drop_last to evaluation too, and would skip images silently
-        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        saved = self.args.dataloader_drop_last, self.eval_dataset, self.data_collator
+        self.args.dataloader_drop_last = False
+        self.eval_dataset = numbered(self.eval_dataset)
+        self.data_collator = NumberedCollate(self.data_collator)
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = dropped
+            self.args.dataloader_drop_last, self.eval_dataset, self.data_collator = saved
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate the same model on every rank and leave the random numbers of the training alone."""
         broadcast_buffers(self.model)
-        with self.untouched_randomness():
+        with untouched_randomness(self.args.device):
             return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(
@@ -72,16 +75,17 @@ class EvaluatesRobustness(Trainer):
         loss = F.cross_entropy(clean_logits, labels)
         if prediction_loss_only or not self.args.eval_attack:
             return loss, None if prediction_loss_only else clean_logits, labels
-        noise = None
+        settings, noise = self.args.evaluation_attack(), None
         if "image_index" in batch:
-            noise = uniform_by_image(batch["image_index"].tolist(), pixels.shape[1:], self.args.seed, "eval")
+            indices = batch["image_index"].tolist()
+            noise = draw_noise_by_image(indices, pixels.shape[1:], settings, self.args.seed, "eval")
         with attack_mode(self.model):
             adversarial = pgd(
                 self.student,
                 pixels,
                 cross_entropy(labels),
-                self.args.evaluation_attack(),
-                noise=None if noise is None else noise.to(pixels),
+                settings,
+                noise=noise,
                 gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
             )
         return loss, (clean_logits, self._verdict(adversarial)), labels
@@ -89,10 +93,3 @@ class EvaluatesRobustness(Trainer):
     def _verdict(self, pixels: Tensor) -> Tensor:
         with torch.no_grad(), full_precision(self.model):
             return self.student(pixels)
-
-    @contextmanager
-    def untouched_randomness(self) -> Iterator[None]:
-        """Put the global random generators back afterwards."""
-        device = self.args.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield

@@ -48,6 +48,7 @@ def with_robust_metrics(
         metrics = robust_metrics(clean, adversarial, labels, clean_weight)
         if users is None:
             return metrics
-        return {**metrics, **users(EvalPrediction(predictions=clean, label_ids=labels))}
+        prediction.predictions = clean
+        return {**metrics, **users(prediction)}
 
     return compute

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import cross_entropy
-from bmtard_hooks.attacks.pgd import PGDSettings, pgd
+from bmtard_hooks.attacks.pgd import PGDSettings, draw_noise_by_image, pgd
 from bmtard_hooks.data import ImageTensors
 from bmtard_hooks.evaluation.metrics import robust_metrics
-from bmtard_hooks.randomness import uniform_by_image
 
 
 def pgd_accuracy(
@@ -26,12 +25,12 @@ def pgd_accuracy(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Attack every image of a data set once, in float32; same noise, same numbers as ``BMTARDTrainer.evaluate``.
+    """Attack every image of a data set once, in float32, with the noise of ``BMTARDTrainer.evaluate``.
 
     Args:
         model: pixels in [0, 1] to logits; its mode is restored.
         data: the images.
-        settings: the attack; its start must be uniform or zero.
+        settings: the attack.
         batch_size: images at a time; does not change the result.
         seed: of the noise.
         device: where to compute.
@@ -48,7 +47,7 @@ def pgd_accuracy(
             images = (data.images[indices.start : indices.stop].float() / 255).to(device)
             images = images.contiguous(memory_format=torch.channels_last)
             labels = data.labels[indices.start : indices.stop].to(device)
-            noise = uniform_by_image(indices, images.shape[1:], seed, "eval").to(images)
+            noise = draw_noise_by_image(indices, images.shape[1:], settings, seed, "eval")
             attacked = pgd(model, images, cross_entropy(labels), settings, noise=noise)
             with torch.no_grad():
                 clean.append(_numpy(model(images)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
     TimmWrapperForImageClassification,
 )
 
+from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.models.checkpoints import load_weights
 from bmtard_hooks.models.pixels import PixelClassifier, find_normalisation
 
@@ -71,11 +73,12 @@ def create_model(
             raise ValueError(f"num_classes is missing: say how many classes {name} should tell apart")
         if image_size is not None:
             model_args = {**_size_argument(name, image_size), **model_args}
+        _check_recordable(name, model_args)
         network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_args)
         if checkpoint is not None:
             load_weights(network, checkpoint)
         backbone = wrap_timm(network, name, num_classes, model_args)
-    model = as_classifier(backbone, processor, mean, std)
+    model = as_classifier(backbone, processor, mean, std, int(model_args.get("in_chans", 3)))
     if num_classes is not None and model.num_classes != num_classes:
         raise ValueError(f"{name} has {model.num_classes} classes, but num_classes={num_classes} was asked for")
     return model
@@ -86,6 +89,7 @@ def as_classifier(
     processor: Any = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    in_chans: int | None = None,
 ) -> PixelClassifier:
     """Put a model into pixel space; one that already is comes back as it is.
 
@@ -94,12 +98,21 @@ def as_classifier(
         processor: an image processor whose mean and std the model was trained with.
         mean: explicit normalisation, wins over everything else.
         std: the same.
+        in_chans: number of channels, where it may differ from what the found normalisation was made for.
     """
     if isinstance(model, PixelClassifier):
         return model
     if mean is None and std is None:
         found = find_normalisation(model, processor)
         mean, std = found if found is not None else (None, None)
+        if mean is not None and std is not None and in_chans is not None and len(mean) != in_chans:
+            mean, std = [sum(mean) / len(mean)] * in_chans, [sum(std) / len(std)] * in_chans
+        if found is None and isinstance(model, PreTrainedModel):
+            logger.warning(
+                "%s came without an image processor, so pixels in [0, 1] go in as they are: if it was trained on normalised "
+                "images, pass processing_class=, or build it with create_model(…)",
+                type(model).__name__,
+            )
     classifier = PixelClassifier(model, mean, std)
     shown = "none" if classifier.mean is None else f"mean {list(mean or ())}, std {list(std or ())}"
     logger.info("%s takes pixels in [0, 1]; normalisation inside: %s", type(model).__name__, shown)
@@ -126,7 +139,7 @@ def as_student(model: str | nn.Module, num_classes: int | None = None, processor
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if architecture and not isinstance(model, PreTrainedModel):
         try:
-            model = wrap_timm(model, architecture, int(getattr(model, "num_classes", 0)), {})
+            model = _wrap_as_built(model, architecture)
         except (ValueError, TypeError, RuntimeError) as error:
             logger.warning("%s; save_model will write its weights without a config", error)
     student = as_classifier(model, processor)
@@ -149,6 +162,30 @@ def wrap_timm(network: nn.Module, architecture: str, num_classes: int, model_arg
         )
     wrapper.timm_model = network
     return wrapper
+
+
+def _wrap_as_built(network: nn.Module, architecture: str) -> PreTrainedModel:
+    classes = int(getattr(network, "num_classes", 0))
+    wrapper = wrap_timm(network, architecture, classes, {})
+    rebuilt = timm.create_model(architecture, num_classes=classes)
+    rebuilt.load_state_dict(network.state_dict())
+    size = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    with attack_mode(network), torch.no_grad():
+        same = torch.allclose(network(images), rebuilt.eval()(images), rtol=1e-3, atol=1e-4)
+    if not same:
+        raise ValueError(f"this {architecture} computes something else than its name alone says")
+    return wrapper
+
+
+def _check_recordable(architecture: str, model_args: dict[str, Any]) -> None:
+    try:
+        json.dumps(model_args)
+    except TypeError as error:
+        raise ValueError(
+            f"the arguments {sorted(model_args)} of {architecture} cannot be written into a config ({error}), so the model "
+            "could not be saved: pass names and numbers, for example act_layer='silu'"
+        ) from error
 
 
 def is_hub_id(name: str) -> bool:

@@ -127,7 +127,7 @@ def find_normalisation(backbone: nn.Module, processor: Any = None) -> Normalisat
         ``(mean, std)``, or None for a plain module, which is taken to normalise by itself if it has to.
     """
     if processor is not None and getattr(processor, "image_mean", None) is not None:
-        return processor.image_mean, processor.image_std
+        return (processor.image_mean, processor.image_std) if getattr(processor, "do_normalize", True) else None
     config = getattr(backbone, "config", None)
     if config is not None and getattr(config, "pixel_mean", None) is not None:
         return config.pixel_mean, config.pixel_std

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from bmtard_hooks.models.create import as_classifier, create_model, is_hub_id
+from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.models.create import as_classifier, check_architecture, create_model, is_hub_id
 from bmtard_hooks.models.pixels import PixelClassifier
 
 
@@ -35,50 +37,55 @@ def load_teacher(
         raise ValueError(
             f"teacher {name!r} would have random weights: pass checkpoint=FILE, pretrained=True, or a saved directory"
         )
+    if kwargs.get("pretrained") and checkpoint is None:
+        trained = _pretrained_classes(name)
+        if num_classes is not None and num_classes != trained:
+            raise ValueError(
+                f"teacher {name!r} is pretrained on {trained} classes; with num_classes={num_classes} its last layer would "
+                "be random: fine-tune it first, and pass the saved directory"
+            )
+        num_classes = trained
     return create_model(name, num_classes, checkpoint=checkpoint, **kwargs).freeze()
 
 
-def as_teacher(teacher: str | nn.Module, num_classes: int | None = None) -> PixelClassifier:
+def _pretrained_classes(architecture: str) -> int:
+    check_architecture(architecture)
+    settings = timm.models.get_pretrained_cfg(architecture)
+    if settings is None or not settings.has_weights:
+        raise ValueError(f"timm has no pretrained weights for {architecture!r}: pass checkpoint=FILE")
+    return int(settings.num_classes)
+
+
+def as_teacher(teacher: str | nn.Module) -> PixelClassifier:
     """Turn what a user passed as a teacher into a frozen classifier.
 
     Args:
         teacher: a module, a timm name with pretrained weights, a local directory or a hub id.
-        num_classes: number of logits it must have.
     """
     if isinstance(teacher, nn.Module):
         return as_classifier(teacher).freeze()
-    pretrained = not (Path(teacher).is_dir() or is_hub_id(teacher))
-    return load_teacher(teacher, num_classes=num_classes, pretrained=pretrained)
+    return load_teacher(teacher, pretrained=not (Path(teacher).is_dir() or is_hub_id(teacher)))
 
 
-def check_teacher(role: str, teacher: PixelClassifier, student: PixelClassifier, pixels: Tensor) -> None:
-    """Try a teacher on a few images before training starts.
+def try_classifier(role: str, model: PixelClassifier, pixels: Tensor) -> tuple[int, ...]:
+    """Classify a few images before training starts; the model's modes are restored.
 
     Args:
-        role: what it is called in messages, for example ``clean``.
-        teacher: the frozen teacher, on the training device.
-        student: the student, on the same device.
+        role: what it is called in messages, for example ``clean teacher``.
+        model: the classifier, on the images' device.
         pixels: ``(B, C, H, W)``, one or two images of the training set.
 
+    Returns:
+        The shape of the logits.
+
     Raises:
-        ValueError: if it cannot take the images, its class count differs from the student's, or its logits are not
-            finite.
+        ValueError: if it cannot take the images or its logits are not finite.
     """
-    with torch.no_grad():
+    with attack_mode(model), torch.no_grad():
         try:
-            logits = teacher(pixels)
+            logits = model(pixels)
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ValueError(
-                f"the {role} teacher cannot take images of shape {tuple(pixels.shape[1:])}: {error}"
-            ) from error
-        was_training = [module for module in student.modules() if module.training]
-        expected = student.eval()(pixels).shape
-        for module in was_training:
-            module.training = True
-    if logits.shape != expected:
-        raise ValueError(
-            f"the {role} teacher gives logits of shape {tuple(logits.shape)}, the student {tuple(expected)}: both must "
-            "be (batch, classes) with the same class count"
-        )
+            raise ValueError(f"the {role} cannot take images of shape {tuple(pixels.shape[1:])}: {error}") from error
     if not torch.isfinite(logits).all():
-        raise ValueError(f"the {role} teacher gives logits that are not finite on the first images: check its weights")
+        raise ValueError(f"the {role} gives logits that are not finite on the first images: check its weights")
+    return tuple(logits.shape)

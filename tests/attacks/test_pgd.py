@@ -99,18 +99,19 @@ def test_margin_survives_shifted_logits():
     torch.testing.assert_close(margin(labels)(logits - 100), expected)
 
 
-def test_confident_images_are_attacked_in_half_precision():
-    # With a batch mean every input gradient of these confident images underflows to 0 in fp16 and the attack is idle.
-    weight = torch.eye(4, dtype=torch.float16) * 11
-    images = torch.eye(4).repeat(64, 1)
-    labels = torch.arange(4).repeat(64)
+@pytest.mark.parametrize("reduction, alive", [("sum", True), ("mean", False)])
+def test_confident_images_are_attacked_in_half_precision(reduction, alive):
+    # p = 0.99998; the gradient of a batch mean underflows to 0 in fp16 and such an attack does nothing
+    weight = (torch.eye(4) * 12).half()
+    images, labels = torch.eye(4).repeat(1024, 1), torch.arange(4).repeat(1024)
     settings = PGDSettings(eps=0.1, step_size=0.1, steps=1, start="zero")
 
-    def forward(x):
-        return (x.half() @ weight).float()
+    def objective(logits):
+        losses = cross_entropy(labels)(logits.float())
+        return losses if reduction == "sum" else losses.mean()
 
-    moved = pgd(forward, images, cross_entropy(labels), settings, gradient_scale=1024.0)
-    assert (moved != images).float().mean() > 0.2
+    moved = pgd(lambda x: x.half() @ weight, images, objective, settings)
+    assert ((moved != images).float().mean().item() > 0.2) is alive
 
 
 @pytest.mark.parametrize(

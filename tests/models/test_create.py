@@ -180,3 +180,46 @@ def test_timm_network_with_unrecorded_arguments_is_trained_but_said_to_lack_a_co
     network = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=1)
     student = as_student(network)
     assert student.backbone is network and "without a config" in caplog.text
+
+
+def test_pretrained_teacher_with_another_class_count_is_refused():
+    with pytest.raises(
+        ValueError, match="pretrained on 1000 classes; with num_classes=7 its last layer would be random"
+    ):
+        load_teacher("resnet18", num_classes=7, pretrained=True)
+    with pytest.raises(ValueError, match="timm has no pretrained weights for 'resnet8_cifar'"):
+        as_teacher("resnet8_cifar")
+
+
+def test_pretrained_teacher_takes_its_own_class_count(monkeypatch):
+    import timm
+
+    made, original = [], timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, pretrained, **k: made.append((pretrained, k)) or original(*a, **k)
+    )
+    assert as_teacher("mobilenetv3_small_050").num_classes == 1000
+    assert made[0] == (True, {"num_classes": 1000})
+
+
+def test_grey_images_get_one_mean_and_std():
+    model = create_model("convnext_atto", 3, in_chans=1, image_size=32)
+    assert logits_of(model.eval()(IMAGES[:, :1])).shape == (2, 3) and model.mean.shape == (1, 1, 1, 1)
+
+
+def test_arguments_that_cannot_be_saved_are_refused_at_once():
+    with pytest.raises(ValueError, match=r"the arguments \['act_layer'\] of resnet18 cannot be written into a config"):
+        create_model("resnet18", 4, act_layer=torch.nn.SiLU)
+
+
+def test_network_that_its_name_does_not_describe_is_not_wrapped(caplog):
+    import timm
+
+    network = timm.create_model("resnet8_cifar", num_classes=3, global_pool="max")
+    assert as_student(network).backbone is network and "computes something else" in caplog.text
+
+
+def test_processor_that_does_not_normalise_is_believed(caplog):
+    processor = ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, do_normalize=False)
+    assert as_classifier(vit(), processor).mean is None
+    assert as_classifier(vit()).mean is None and "came without an image processor" in caplog.text
