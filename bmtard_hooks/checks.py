@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, is_map_style, label_range
-from bmtard_hooks.methods import Method
 from bmtard_hooks.models.pixels import PixelClassifier
-from bmtard_hooks.models.teachers import as_teacher, try_classifier
+from bmtard_hooks.models.teachers import try_classifier
 from bmtard_hooks.randomness import untouched_randomness
 
 if TYPE_CHECKING:
@@ -72,39 +70,6 @@ def refuse_sharding(trainer: BMTARDTrainer) -> None:
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError("DeepSpeed and FSDP shard the student, which the attack needs whole: launch with DDP instead")
-
-
-def choose_teachers(
-    method: Method, student: PixelClassifier, given: Mapping[str, str | nn.Module | None]
-) -> dict[str, PixelClassifier]:
-    """Load and freeze the teachers that a method needs.
-
-    Args:
-        method: the method.
-        student: the student.
-        given: role to what the user passed.
-
-    Returns:
-        Role to frozen teacher, in the method's order.
-
-    Raises:
-        ValueError: if one is missing, or is the student itself.
-    """
-    missing = [name for name in method.teachers if given.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"method {method.name!r} needs a {' and a '.join(missing)} teacher: pass {missing[0]}_teacher=…"
-        )
-    unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
-    if unused:
-        logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
-    chosen = {name: given[name] for name in method.teachers}
-    for name, teacher in chosen.items():
-        if teacher in (student, student.backbone) or getattr(teacher, "backbone", None) is student.backbone:
-            raise ValueError(
-                f"the {name} teacher and the student are the same object: training would change the teacher"
-            )
-    return {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
 
 
 def check_parts(

@@ -8,28 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
+from bmtard_hooks.assembly import choose_student, choose_teachers, with_method_callbacks
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
 from bmtard_hooks.callbacks.progress import show_balance_in_progress
-from bmtard_hooks.checks import (
-    check_before_training,
-    check_parts,
-    choose_teachers,
-    refuse_sharding,
-    refuse_unsupported,
-)
+from bmtard_hooks.checks import check_before_training, check_parts, refuse_sharding, refuse_unsupported
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.data import class_count
 from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers
 from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
 from bmtard_hooks.evaluation.metrics import with_robust_metrics
 from bmtard_hooks.functional import knowledge_scale
 from bmtard_hooks.methods import LossOutput, method_class
-from bmtard_hooks.models.create import as_student
-from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.observation import FiniteGuard, StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
 from bmtard_hooks.randomness import untouched_randomness
@@ -87,7 +78,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         args = BMTARDConfig(output_dir="tmp_trainer") if args is None else args
         refuse_unsupported(model, args, kwargs)
         self.method = method_class(args.method)(args)
-        student, collator = self._student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
+        student, collator = choose_student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
         roles = choose_teachers(
             self.method, student, {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
         )
@@ -99,7 +90,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             train_dataset,
             eval_dataset,
             compute_metrics=with_robust_metrics(compute_metrics, args.w_robust_clean_weight),
-            callbacks=_with_method_callbacks(self.method.callbacks(), callbacks),
+            callbacks=with_method_callbacks(self.method.callbacks(), callbacks),
             **kwargs,
         )
         refuse_sharding(self)
@@ -117,18 +108,6 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         self._start_anew()
         show_balance_in_progress(self.callback_handler)
         self.add_callback(ModelCardCallback(self.model_card_facts))
-
-    @staticmethod
-    def _student(
-        model: Any, args: BMTARDConfig, collator: Any, rows: Any, processor: Any
-    ) -> tuple[PixelClassifier, Any]:
-        if isinstance(model, str):
-            set_seed(args.seed)  # a named student's first weights depend on the seed, as everything else does
-        column = collator.label_column if isinstance(collator, PGDCollator) else None
-        student = as_student(model, class_count(rows, column), processor)
-        if collator is None or isinstance(collator, PGDCollator):
-            collator = (collator or PGDCollator()).resolved(args, student.num_classes)
-        return student, collator
 
     # The step of the paper.
 
@@ -302,9 +281,3 @@ def _compiled(module: nn.Module, args: BMTARDConfig) -> Any:
     if not args.torch_compile:
         return module
     return torch.compile(module, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
-
-
-def _with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:
-    users = list(users or [])
-    given = tuple(callback if isinstance(callback, type) else type(callback) for callback in users)
-    return users + [callback for callback in own if not any(issubclass(kind, type(callback)) for kind in given)]

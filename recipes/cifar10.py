@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, PixelClassifier, create_model, load_teacher
 from bmtard_hooks.arguments import DataArguments, parse
-from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
+from bmtard_hooks.recipe import train_and_measure
 
 
 def _option(default: Any, help: str) -> Any:
@@ -62,16 +62,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         eval_dataset=validation,
         teachers=teachers,
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
-    rows = {}
-    if trainer.is_world_process_zero():
-        trainer.create_model_card()
-        student = create_model(config.output_dir)
-        compared = {**{f"{role} teacher": teacher for role, teacher in teachers.items()}, config.method: student}
-        for name, model in compared.items():
-            rows[name] = pgd_accuracy(model, test, config.evaluation_attack(), device=config.device, seed=config.seed)
-        print(accuracy_table(rows, f"PGD-{config.eval_attack_steps}"))
+    others = {f"{role} teacher": teacher for role, teacher in teachers.items()}
+    rows, table = train_and_measure(trainer, config.method, test, others)
+    print(table)
     return rows
 
 

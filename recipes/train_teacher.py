@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, create_model
 from bmtard_hooks.arguments import DataArguments, parse
-from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
+from bmtard_hooks.recipe import train_and_measure
 
 
 @dataclass
@@ -38,16 +38,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         train_dataset=train,
         eval_dataset=validation,
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
-    rows = {}
-    if trainer.is_world_process_zero():
-        trainer.create_model_card()
-        measured = pgd_accuracy(
-            create_model(config.output_dir), test, config.evaluation_attack(), device=config.device, seed=config.seed
-        )
-        rows = {f"{names.model}, {config.method}": measured}
-        print(accuracy_table(rows, f"PGD-{config.eval_attack_steps}"))
+    rows, table = train_and_measure(trainer, f"{names.model}, {config.method}", test)
+    print(table)
     return rows
 
 

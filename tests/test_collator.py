@@ -137,6 +137,14 @@ def test_bound_collator_refuses_to_attack_with_a_workers_stale_weights(start, tr
         next(iter(loader))
 
 
+def test_spawned_workers_stack_rows_whatever_the_attack():
+    collator = PGDCollator(attack=lambda x, y: x)
+    loader = torch.utils.data.DataLoader(
+        tiny_data(4), batch_size=4, num_workers=1, collate_fn=collator, multiprocessing_context="spawn"
+    )
+    assert torch.equal(next(iter(loader))["pixel_values"], tiny_data(4).images.float() / 255)
+
+
 def test_pickled_collator_carries_neither_model_nor_attack():
     collator = PGDCollator(attack=lambda x, y: x, loss=lambda logits, labels: logits).bind(tiny_net(0))
     copied = pickle.loads(pickle.dumps(collator))

@@ -82,15 +82,14 @@ def pgd(
 
     Formula, for L-infinity: ``x <- clip(x + step_size * sign(grad), x0 - eps, x0 + eps)`` within [0, 1], ``steps``
     times; for L2 the step goes along the gradient divided by its norm and is projected to the sphere's inside.
-    Objectives are summed over the batch, so batch size and half precision cannot weaken the attack. The caller puts
-    the model in the right mode (see ``attack_mode``).
+    Objectives are summed over the batch, so batch size cannot weaken the attack. See ``attack_mode`` for the model's mode.
 
     Args:
         forward: maps pixels ``(B, C, H, W)`` to logits ``(B, K)``.
         images: ``(B, C, H, W)`` in [0, 1].
         objective: maps logits to ``(B,)`` or their sum; made by ``losses.py`` or a user.
         settings: radius, step, count, norm and start.
-        noise: start noise to use instead of drawing it, as ``draw_noise`` returns it; scaled here.
+        noise: start noise as ``draw_noise`` returns it, instead of drawing it here.
         generator: source of the start noise; the global one if None.
         gradient_scale: constant factor on the objective against underflow in fp16; cannot change a sign step.
         observe: called with the logits of every iterate before its step, for methods that count or log.
@@ -99,8 +98,7 @@ def pgd(
         ``(B, C, H, W)``, detached, in [0, 1] and within ``eps`` of ``images``.
     """
     images = images.detach()
-    if noise is None:
-        noise = draw_noise(images.shape, settings, generator)
+    noise = draw_noise(images.shape, settings, generator) if noise is None else noise
     size = NORMAL_START_STD if settings.start == "normal" else settings.eps
     adversarial = images + size * noise.to(images)
     if settings.clip_start:
@@ -108,19 +106,16 @@ def pgd(
     if settings.norm == "linf":
         lower, upper = (images - settings.eps).clamp_min(0), (images + settings.eps).clamp_max(1)
     for _ in range(settings.steps):
-        adversarial.requires_grad_(True)
-        logits = forward(adversarial)
+        logits = forward(adversarial.requires_grad_(True))
         if observe is not None:
             observe(logits.detach())
-        value = objective(logits).sum() * gradient_scale
-        (gradient,) = torch.autograd.grad(value, adversarial)
-        with torch.no_grad():
-            if settings.norm == "linf":
-                adversarial = adversarial.detach().add_(gradient.sign_(), alpha=settings.step_size)
-                adversarial = torch.minimum(torch.maximum(adversarial, lower), upper)
-            else:
-                adversarial = adversarial.detach() + settings.step_size * _unit(gradient)
-                adversarial = project_l2(adversarial, images, settings.eps)
+        (gradient,) = torch.autograd.grad(objective(logits).sum() * gradient_scale, adversarial)
+        adversarial = adversarial.detach()
+        if settings.norm == "linf":
+            adversarial = adversarial.add_(gradient.sign_(), alpha=settings.step_size)
+            adversarial = torch.minimum(torch.maximum(adversarial, lower), upper)
+        else:
+            adversarial = project_l2(adversarial + settings.step_size * _unit(gradient), images, settings.eps)
     return adversarial.detach() if settings.steps else _inside(adversarial, images, settings)
 
 

@@ -87,12 +87,8 @@ def write_model_card(
         "```",
         "",
     ]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=[TAG, "adversarial-robustness", "knowledge-distillation", args.method],
-    )
-    Path(directory).mkdir(parents=True, exist_ok=True)
+    tags = [TAG, "adversarial-robustness", "knowledge-distillation", args.method]
+    data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)).save(path)
 
 

@@ -60,28 +60,32 @@ def create_model(
         ValueError: for an unknown name (with the nearest ones), a class count that differs, or weights that do not fit.
         FileNotFoundError: if the checkpoint does not exist.
     """
-    processor = None
-    backbone: nn.Module
     if Path(name).is_dir() or is_hub_id(name):
         backbone = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=trust_remote_code)
-        processor = _image_processor(name, trust_remote_code)
         if checkpoint is not None:
             load_weights(getattr(backbone, "timm_model", backbone), checkpoint)
+        model = as_classifier(backbone, _image_processor(name, trust_remote_code), mean, std)
     else:
-        check_architecture(name)
-        if num_classes is None:
-            raise ValueError(f"num_classes is missing: say how many classes {name} should tell apart")
         if image_size is not None:
             model_args = {**_size_argument(name, image_size), **model_args}
-        _check_recordable(name, model_args)
-        network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_args)
-        if checkpoint is not None:
-            load_weights(network, checkpoint)
-        backbone = wrap_timm(network, name, num_classes, model_args)
-    model = as_classifier(backbone, processor, mean, std, int(model_args.get("in_chans", 3)))
+        backbone = _from_timm(name, num_classes, checkpoint, pretrained, model_args)
+        model = as_classifier(backbone, None, mean, std, int(model_args.get("in_chans", 3)))
     if num_classes is not None and model.num_classes != num_classes:
         raise ValueError(f"{name} has {model.num_classes} classes, but num_classes={num_classes} was asked for")
     return model
+
+
+def _from_timm(
+    name: str, num_classes: int | None, checkpoint: str | Path | None, pretrained: bool, model_args: dict[str, Any]
+) -> PreTrainedModel:
+    check_architecture(name)
+    if num_classes is None:
+        raise ValueError(f"num_classes is missing: say how many classes {name} should tell apart")
+    _check_recordable(name, model_args)
+    network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_args)
+    if checkpoint is not None:
+        load_weights(network, checkpoint)
+    return wrap_timm(network, name, num_classes, model_args)
 
 
 def as_classifier(
@@ -205,6 +209,7 @@ def check_architecture(name: str) -> None:
 
 
 def _size_argument(architecture: str, image_size: int) -> dict[str, Any]:
+    check_architecture(architecture)
     settings = timm.models.get_pretrained_cfg(architecture)
     return {"img_size": image_size} if settings is not None and settings.fixed_input_size else {}
 

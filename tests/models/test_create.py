@@ -202,9 +202,14 @@ def test_pretrained_teacher_takes_its_own_class_count(monkeypatch):
     assert made[0] == (True, {"num_classes": 1000})
 
 
-def test_grey_images_get_one_mean_and_std():
+def test_grey_images_get_one_mean_and_std(tmp_path):
     model = create_model("convnext_atto", 3, in_chans=1, image_size=32)
-    assert logits_of(model.eval()(IMAGES[:, :1])).shape == (2, 3) and model.mean.shape == (1, 1, 1, 1)
+    grey = IMAGES[:, :1]
+    with torch.no_grad():
+        expected = model.eval()(grey)
+        model.backbone.save_pretrained(tmp_path)
+        torch.testing.assert_close(create_model(str(tmp_path)).eval()(grey), expected)
+    assert expected.shape == (2, 3) and model.mean.shape == (1, 1, 1, 1)
 
 
 def test_arguments_that_cannot_be_saved_are_refused_at_once():

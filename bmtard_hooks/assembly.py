@@ -1,0 +1,84 @@
+"""Putting the parts of a run together from what a user passed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import set_seed
+
+from bmtard_hooks.collator import PGDCollator
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.data import class_count
+from bmtard_hooks.methods import Method
+from bmtard_hooks.models.create import as_student
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.teachers import as_teacher
+
+logger = logging.getLogger(__name__)
+
+
+def choose_student(
+    model: Any, args: BMTARDConfig, collator: Any, rows: Any, processor: Any
+) -> tuple[PixelClassifier, Any]:
+    """Build or wrap the student, and fill in the collator.
+
+    Args:
+        model: see ``as_student``.
+        args: the run's options.
+        collator: a ``PGDCollator``, a foreign collator, or None.
+        rows: the training set, which tells a named student its class count.
+        processor: image processor with the student's normalisation, or None.
+
+    Returns:
+        The student, and the collator to use: a filled copy of a ``PGDCollator``, a foreign one as it is.
+    """
+    if isinstance(model, str):
+        set_seed(args.seed)  # a named student's first weights depend on the seed, as everything else does
+    column = collator.label_column if isinstance(collator, PGDCollator) else None
+    student = as_student(model, class_count(rows, column), processor)
+    if collator is None or isinstance(collator, PGDCollator):
+        collator = (collator or PGDCollator()).resolved(args, student.num_classes)
+    return student, collator
+
+
+def choose_teachers(
+    method: Method, student: PixelClassifier, given: Mapping[str, str | nn.Module | None]
+) -> dict[str, PixelClassifier]:
+    """Load and freeze the teachers that a method needs.
+
+    Args:
+        method: the method.
+        student: the student.
+        given: role to what the user passed.
+
+    Returns:
+        Role to frozen teacher, in the method's order.
+
+    Raises:
+        ValueError: if one is missing, or is the student itself.
+    """
+    missing = [name for name in method.teachers if given.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"method {method.name!r} needs a {' and a '.join(missing)} teacher: pass {missing[0]}_teacher=…"
+        )
+    unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
+    if unused:
+        logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
+    chosen = {name: given[name] for name in method.teachers}
+    for name, teacher in chosen.items():
+        if teacher in (student, student.backbone) or getattr(teacher, "backbone", None) is student.backbone:
+            raise ValueError(
+                f"the {name} teacher and the student are the same object: training would change the teacher"
+            )
+    return {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
+
+
+def with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:
+    """Join a method's callbacks with a user's, which replace those of their class or of a class they inherit from."""
+    users = list(users or [])
+    given = tuple(callback if isinstance(callback, type) else type(callback) for callback in users)
+    return users + [callback for callback in own if not any(issubclass(kind, type(callback)) for kind in given)]
