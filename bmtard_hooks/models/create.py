@@ -64,7 +64,10 @@ def create_model(
         backbone = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=trust_remote_code)
         if checkpoint is not None:
             load_weights(getattr(backbone, "timm_model", backbone), checkpoint)
-        model = as_classifier(backbone, _image_processor(name, trust_remote_code), mean, std)
+        processor = None  # our own directories record the normalisation in config.json
+        if getattr(backbone.config, "pixel_mean", None) is None:
+            processor = _image_processor(name, trust_remote_code)
+        model = as_classifier(backbone, processor, mean, std)
     else:
         if image_size is not None:
             model_args = {**_size_argument(name, image_size), **model_args}

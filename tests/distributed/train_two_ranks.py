@@ -35,7 +35,7 @@ def main(output, batch_norm, stop, resume, accumulation):
         save_strategy="steps", save_steps=stop, report_to="none", disable_tqdm=True, weight_rate=0.3,
         temperature_rate=0.1, start="zero" if accumulation > 1 or not batch_norm else None, channels_last=False,
     )  # fmt: skip
-    collator = Recorder.from_config(args)
+    collator = Recorder()
     trainer = BMTARDTrainer(
         tiny_net(0, batch_norm=batch_norm), args, collator, tiny_data(32), tiny_data(13, seed=5),
         clean_teacher=sharp_net(1, 8.0), robust_teacher=sharp_net(2),
