@@ -117,9 +117,19 @@ class BMTARDConfig(TrainingArguments):
         self._check_ranges()
         if self.data_seed is None:
             self.data_seed = self.seed
+        if self.ddp_broadcast_buffers is None:
+            # The Trainer broadcasts before every attack, evaluation and checkpoint, which is where it matters. DDP's own
+            # broadcast, between the two forwards of a step, breaks BatchNorm's backward before pytorch#175851.
+            self.ddp_broadcast_buffers = False
         super().__post_init__()
         if self.eval_attack and (self.bf16_full_eval or self.fp16_full_eval):
             raise ValueError("bf16_full_eval/fp16_full_eval would quantise the attacked images: leave them off")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process; a CPU without the index that Accelerate may give it, which torch.load refuses."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def _check_ranges(self) -> None:
         method_class(self.method)

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.distributed import broadcast_buffers
 from bmtard_hooks.observation import FiniteGuard
 from bmtard_hooks.state import DistillationState, load_state, save_state
 
@@ -30,6 +31,7 @@ class KeepsDistillationState(Trainer):
     _finite: FiniteGuard
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        broadcast_buffers(self.model)
         self._finite.check()  # a run that went wrong must not replace a good checkpoint
         content = self.serialised_state()
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
