@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bmtard_hooks.functional import knowledge_scale
+from bmtard_hooks.state import DistillationState
+
 
 class StepMetrics:
     """Collects numbers on the device and brings them to the host only when they are logged."""
@@ -27,6 +30,35 @@ class StepMetrics:
         for name, value in averaged.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._latest.update(latest)
+
+    def record(
+        self,
+        losses: Mapping[str, Tensor],
+        entropies: Mapping[str, Tensor],
+        temperatures: Mapping[str, Tensor],
+        distillation: DistillationState,
+        num_classes: int | None,
+    ) -> None:
+        """Record a distillation step under the keys of the log.
+
+        Args:
+            losses: part name to 0-dim loss.
+            entropies: teacher name to 0-dim entropy in nats.
+            temperatures: teacher name to the temperature that was used.
+            distillation: the state after the callbacks acted: the weights that are used.
+            num_classes: for the knowledge scales; None leaves them out.
+        """
+        averaged = {f"loss_{part}": loss for part, loss in losses.items()}
+        for part, first in distillation.initial_losses.items():
+            averaged[f"relative_loss_{part}"] = losses[part] / first
+        for teacher, value in entropies.items():
+            averaged[f"entropy_{teacher}"] = value
+            if num_classes is not None:
+                averaged[f"knowledge_scale_{teacher}"] = knowledge_scale(value, num_classes)
+        latest = {f"temperature_{teacher}": value for teacher, value in temperatures.items()}
+        if len(losses) > 1:
+            latest |= {f"weight_{part}": value for part, value in distillation.weights.items()}
+        self.add(averaged, latest)
 
     def collect(self) -> dict[str, float]:
         """Return the numbers as Python floats and start over."""

@@ -19,7 +19,6 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers
 from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
 from bmtard_hooks.evaluation.metrics import with_robust_metrics
-from bmtard_hooks.functional import knowledge_scale
 from bmtard_hooks.methods import LossOutput, method_class
 from bmtard_hooks.observation import FiniteGuard, StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
@@ -138,25 +137,15 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     def _observe(self, outputs: list[LossOutput]) -> None:
         """Average what the step shows over micro-batches and ranks, let callbacks act on it, and record it."""
-        shown = {
-            **{
-                ("loss", part): torch.stack([o.parts[part].detach() for o in outputs]).mean()
-                for part in outputs[0].parts
-            },
-            **{("entropy", t): torch.stack([o.entropies[t] for o in outputs]).mean() for t in outputs[0].entropies},
-        }
-        averaged = average_over_ranks({f"{kind}_{name}": value for (kind, name), value in shown.items()})
-        self._finite.watch(self.state.global_step, averaged)
-        losses = {name: averaged[f"loss_{name}"] for kind, name in shown if kind == "loss"}
-        entropies = {name: averaged[f"entropy_{name}"] for kind, name in shown if kind == "entropy"}
-        used = {f"temperature_{teacher}": value for teacher, value in self.distillation.temperatures.items()}
+        shown = {("loss", part): [output.parts[part].detach() for output in outputs] for part in outputs[0].parts}
+        shown |= {("entropy", name): [output.entropies[name] for output in outputs] for name in outputs[0].entropies}
+        means = average_over_ranks({f"{kind}_{name}": torch.stack(v).mean() for (kind, name), v in shown.items()})
+        self._finite.watch(self.state.global_step, means)
+        losses = {name: means[f"loss_{name}"] for kind, name in shown if kind == "loss"}
+        entropies = {name: means[f"entropy_{name}"] for kind, name in shown if kind == "entropy"}
+        temperatures = dict(self.distillation.temperatures)  # used in this step, before they move
         self.fire("on_losses", losses=losses, entropies=entropies, distillation=self.distillation)
-        first, classes = self.distillation.initial_losses, self.student.num_classes
-        averaged |= {f"relative_loss_{part}": losses[part] / first[part] for part in losses if part in first}
-        if classes:
-            averaged |= {f"knowledge_scale_{t}": knowledge_scale(value, classes) for t, value in entropies.items()}
-        used |= {f"weight_{part}": value for part, value in self.distillation.weights.items() if len(losses) > 1}
-        self._metrics.add(averaged, used)
+        self._metrics.record(losses, entropies, temperatures, self.distillation, self.student.num_classes)
 
     def _preview(self, model: nn.Module) -> None:
         """Look at a whole accumulation window before its first backward, so that it is balanced like one large batch.

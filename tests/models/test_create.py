@@ -31,6 +31,14 @@ def test_any_timm_name_classifies_small_images(name):
     assert logits(model).shape == (2, 7) and model.num_classes == 7
 
 
+@pytest.mark.parametrize("name, size", [("eva02_tiny_patch14_224", 28), ("swin_tiny_patch4_window7_224", 32)])
+def test_networks_with_computed_buffers_survive_saving(name, size, tmp_path):
+    model, images = create_model(name, 3, image_size=size), IMAGES[..., :size, :size]
+    model.backbone.save_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(create_model(str(tmp_path)).eval()(images), model.eval()(images))
+
+
 def test_weights_are_timms_own_not_the_wrappers():
     # transformers' wrapper draws every layer anew from N(0, 0.02)
     model = create_model("resnet8_cifar", 10)
