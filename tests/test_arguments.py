@@ -70,3 +70,10 @@ def test_every_option_has_help():
     own = {entry.name for entry in fields(BMTARDConfig)} - {entry.name for entry in fields(TrainingArguments)}
     assert len(own) > 30
     assert not [e.name for e in fields(BMTARDConfig) if e.name in own and not e.metadata.get("help")]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_on_a_cpu_without_it_is_warned_about(fast, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("bmtard_hooks.config._has_fast_bf16", lambda: fast)
+    BMTARDConfig(output_dir=str(tmp_path), bf16=True, use_cpu=True)
+    assert ("about 10 times slower than float32" in caplog.text) is not fast
