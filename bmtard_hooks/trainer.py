@@ -178,7 +178,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             key=(self.state.global_step, position, self.args.process_index),
             forward=student,
             objective=partial(self.method.attack_objective, student, self._teachers()),
-            gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
+            gradient_scale=self.attack_gradient_scale,
             adversarial=self.method.attack is not None,
         )
 

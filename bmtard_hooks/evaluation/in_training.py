@@ -86,9 +86,14 @@ class EvaluatesRobustness(Trainer):
                 cross_entropy(labels),
                 settings,
                 noise=noise,
-                gradient_scale=1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0,
+                gradient_scale=self.attack_gradient_scale,
             )
         return loss, (clean_logits, self._verdict(adversarial)), labels
+
+    @property
+    def attack_gradient_scale(self) -> float:
+        """Factor on every attack's objective, without which input gradients underflow in fp16."""
+        return 1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0
 
     def _verdict(self, pixels: Tensor) -> Tensor:
         with torch.no_grad(), full_precision(self.model):

@@ -42,6 +42,7 @@ def with_robust_metrics(
     """Add the robust metrics to a user's ``compute_metrics``, which sees the clean logits as it always did."""
 
     def compute(prediction: EvalPrediction) -> dict[str, Any]:
+        """Split what ``prediction_step`` returned into clean and adversarial logits, and measure both."""
         logits: Any = prediction.predictions
         labels: Any = prediction.label_ids
         clean, adversarial = logits if isinstance(logits, tuple) else (logits, None)
