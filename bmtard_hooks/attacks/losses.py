@@ -49,3 +49,16 @@ def margin(labels: Tensor) -> Objective:
         return others.amax(dim=1) - true
 
     return objective
+
+
+def bounded_margin(labels: Tensor, kappa: float) -> Objective:
+    """Make the Carlini-Wagner objective that stops to grow once a wrong class leads by ``kappa``.
+
+    Formula: ``-max(z_y - max_{j != y} z_j + kappa, 0)``.
+
+    Args:
+        labels: ``(B,)`` class indices.
+        kappa: non-negative lead.
+    """
+    lead = margin(labels)
+    return lambda logits: -(kappa - lead(logits)).clamp_min(0)
