@@ -25,7 +25,8 @@ class Target:
     Args:
         forward: maps pixels ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``. Its mode is the caller's business, see
             ``attack_mode``.
-        on_pass: called with the number of images after every forward pass, for a progress bar.
+        on_pass: called after every forward pass with the number of image passes it stands for (twice the images where a
+            backward pass follows), for a progress bar.
 
     Attributes:
         forwards: images passed forward so far.
@@ -48,7 +49,7 @@ class Target:
         finite = torch.isfinite(logits.detach()).all()
         self._finite = finite if self._finite is None else self._finite & finite
         if self._on_pass is not None:
-            self._on_pass(len(images))
+            self._on_pass(len(images) * (2 if logits.requires_grad else 1))
         return logits
 
     def scores(self, images: Tensor) -> Tensor:
@@ -181,6 +182,10 @@ class Attack(ABC):
     @abstractmethod
     def passes(self, num_classes: int) -> int:
         """Count the forward plus backward passes that an image costs at most, for estimates and for ordering."""
+
+    def notes(self, num_classes: int) -> list[str]:
+        """Tell what a reader of the report must know, for example that a loss was replaced for want of classes."""
+        return []
 
     def replace(self, **changes: Any) -> Attack:
         """Copy with some settings changed."""

@@ -1,0 +1,102 @@
+"""Outcomes on disk while an evaluation runs, so that a kill at any moment costs at most one batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COLUMNS = ("index", "broken", "broken_on_the_way", "queries")
+TOTALS = ("forwards", "backwards", "seconds")
+UNKNOWN = -1
+"""Stands for an outcome that the attack does not tell."""
+
+
+@dataclass
+class Records:
+    """Outcomes of some images in the order they came: four integers per image, and what they cost together."""
+
+    rows: list[np.ndarray] = field(default_factory=list)
+    totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0.0))
+
+    def add(self, columns: Mapping[str, np.ndarray], totals: Mapping[str, float]) -> None:
+        """Append a batch; ``columns`` has ``COLUMNS``, each ``(B,)``, ``totals`` has ``TOTALS``."""
+        self.rows.append(np.stack([np.asarray(columns[name], dtype=np.int64) for name in COLUMNS]))
+        self.totals = {name: self.totals[name] + float(totals[name]) for name in TOTALS}
+
+    def table(self) -> np.ndarray:
+        """Return ``(4, n)`` int64, one line per name in ``COLUMNS``."""
+        return np.concatenate(self.rows, axis=1) if self.rows else np.zeros((len(COLUMNS), 0), dtype=np.int64)
+
+
+class OutcomeStore:
+    """Keeps the records of this process, one file per attack and process, each replaced in one go.
+
+    Args:
+        directory: where to keep them; None keeps nothing.
+        key: everything besides the attack that the outcomes depend on (weights, images, seed …) as plain JSON values.
+            Records of another key are never read.
+        rank: number of this process.
+    """
+
+    def __init__(self, directory: str | Path | None, key: Mapping[str, Any], rank: int = 0) -> None:
+        self.directory = Path(directory) if directory is not None else None
+        self.key = dict(key)
+        self.rank = rank
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+
+    def load(self, name: str, settings: Mapping[str, Any]) -> tuple[Records, Records]:
+        """Read what is there for an attack: this process's records, and those of all others."""
+        own, others = Records(), Records()
+        if self.directory is None:
+            return own, others
+        mine = self._path(name, settings, self.rank)
+        for path in sorted(self.directory.glob(f"{self._stem(name, settings)}-*.npz")):
+            with np.load(path) as content:
+                columns = dict(zip(COLUMNS, content["rows"], strict=True))
+                (own if path == mine else others).add(columns, {name: float(content[name]) for name in TOTALS})
+        return own, others
+
+    def save(self, name: str, settings: Mapping[str, Any], own: Records) -> None:
+        """Replace this process's file for an attack."""
+        if self.directory is None:
+            return
+        path = self._path(name, settings, self.rank)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, rows=own.table(), **own.totals)  # type: ignore[arg-type]
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+
+    def _stem(self, name: str, settings: Mapping[str, Any]) -> str:
+        safe = "".join(letter if letter.isalnum() or letter in "_." else "_" for letter in name)
+        return f"{safe}-{fingerprint([name, settings, self.key])}"
+
+    def _path(self, name: str, settings: Mapping[str, Any], rank: int) -> Path:
+        assert self.directory is not None
+        return self.directory / f"{self._stem(name, settings)}-{rank}.npz"
+
+
+def fingerprint(value: Any) -> str:
+    """Hash plain JSON values to sixteen characters."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprint_tensors(tensors: Iterable[Tensor]) -> str:
+    """Hash the bytes of tensors, for example of a model's weights or a data set's images."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+    return digest.hexdigest()[:16]
