@@ -148,7 +148,7 @@ class RobustnessReport:
         return self.predictions == self.labels
 
     def scope(self, column: str) -> int:
-        """Number of images a column speaks of: the data set's first so many."""
+        """Count the images a column speaks of: the data set's first so many."""
         parts = self._parts(column)
         return self.outcomes[parts[0]].scope if len(parts) == 1 else len(self.labels)
 
