@@ -5,7 +5,7 @@ from bmtard_hooks.attacks import PGDSettings, attack_mode, pgd
 from bmtard_hooks.callbacks import DistillationCallback, EntropyBalance, LossBalance
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.data import ImageTensors, load_images
+from bmtard_hooks.image_tensors import ImageTensors, load_images
 from bmtard_hooks.methods import Method, method_names, register
 from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
 from bmtard_hooks.state import DistillationState

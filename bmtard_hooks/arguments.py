@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from bmtard_hooks.data import ImageTensors, load_images
+from bmtard_hooks.image_tensors import ImageTensors, load_images
 
 
 def _option(default: Any, help: str) -> Any:

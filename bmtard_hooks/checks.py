@@ -12,7 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.data import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, is_map_style, label_range
+from bmtard_hooks.data import is_map_style, label_range
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.teachers import try_classifier
 from bmtard_hooks.randomness import untouched_randomness

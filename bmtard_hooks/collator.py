@@ -12,7 +12,8 @@ from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import LOSSES, Objective, cross_entropy, divergence, margin
 from bmtard_hooks.attacks.pgd import PGDSettings, pgd
 from bmtard_hooks.config import PAPER_AUGMENT, PAPER_PADDING, BMTARDConfig
-from bmtard_hooks.data import AUGMENTATIONS, IMAGE_COLUMNS, LABEL_COLUMNS, augment, find_column, to_pixels
+from bmtard_hooks.data import AUGMENTATIONS, augment
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, to_pixels
 from bmtard_hooks.functional import soften
 from bmtard_hooks.models.pixels import logits_of
 from bmtard_hooks.randomness import keyed_generator

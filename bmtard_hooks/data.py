@@ -1,167 +1,17 @@
-"""Images in, pixels out: reading data sets, decoding once, augmenting on the training device."""
+"""Batches in training and evaluation: augmentation on the device, numbered rows, what a data set says of its classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-IMAGE_COLUMNS = ("pixel_values", "image", "img", "x")
-LABEL_COLUMNS = ("labels", "label", "fine_label", "y")
+from bmtard_hooks.decoding import LABEL_COLUMNS
+from bmtard_hooks.image_tensors import ImageTensors
+
 AUGMENTATIONS = ("crop_flip", "crop", "flip", "none")
-
-
-def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str], what: str) -> str:
-    """Find the image or label column of a data set.
-
-    Args:
-        columns: the data set's column names.
-        wanted: the name a user gave, or None to look for a usual one.
-        known: the usual names, in order.
-        what: ``image`` or ``label``, for the message.
-
-    Raises:
-        ValueError: if there is none, listing the columns that exist.
-    """
-    candidates = [wanted] if wanted is not None else list(known)
-    for name in candidates:
-        if name in columns:
-            return name
-    raise ValueError(
-        f"no {what} column {' or '.join(repr(name) for name in candidates)} among {sorted(columns)}: "
-        f"pass {what}_column=NAME"
-    )
-
-
-def to_pixels(image: Any, mode: str | None = "RGB") -> Tensor:
-    """Turn one image into a float tensor of pixels.
-
-    Args:
-        image: a PIL image, a uint8 array or tensor (``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``, C of 1, 3 or 4), or a
-            float one in [0, 1], ``(C, H, W)``.
-        mode: PIL mode that PIL images are converted to (``RGB``, ``L``); None keeps theirs.
-
-    Returns:
-        ``(C, H, W)`` float32 in [0, 1].
-
-    Raises:
-        ValueError: for floats outside [0, 1] or not finite, and for arrays that are not images.
-    """
-    if isinstance(image, Image.Image):
-        if mode is not None and image.mode != mode:
-            image = image.convert(mode)
-        image = torch.from_numpy(np.array(image))
-    tensor = image if isinstance(image, Tensor) else torch.as_tensor(np.asarray(image))
-    if tensor.ndim == 2:
-        tensor = tensor.unsqueeze(0)
-    if tensor.ndim != 3:
-        raise ValueError(f"an image has shape {tuple(tensor.shape)}: expected (C, H, W), (H, W, C) or (H, W)")
-    if tensor.shape[0] not in (1, 3, 4) and tensor.shape[2] in (1, 3, 4):
-        tensor = tensor.permute(2, 0, 1)
-    if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
-    if not tensor.is_floating_point():
-        raise ValueError(f"an image has dtype {tensor.dtype}: pass uint8 (0 to 255) or floats in [0, 1]")
-    low, high = tensor.aminmax()
-    if not (low >= 0 and high <= 1):  # also catches NaN
-        raise ValueError(
-            f"an image has values from {low:.4g} to {high:.4g}: pixels must be in [0, 1]. Divide by 255, and leave "
-            "mean/std normalisation to the model (create_model(..., mean=, std=))"
-        )
-    return tensor.float()
-
-
-class ImageTensors(torch.utils.data.Dataset):
-    """A data set decoded once and kept as bytes: 3 KB for a CIFAR image instead of a JPEG to decode every epoch.
-
-    Args:
-        images: ``(N, C, H, W)`` uint8.
-        labels: ``(N,)`` integers.
-        label_names: name of each class, if known.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, label_names: Sequence[str] | None = None) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
-            raise ValueError(
-                f"images {images.dtype} {tuple(images.shape)} and {len(labels)} labels: expected uint8 (N, C, H, W) "
-                "and one label each"
-            )
-        self.images = images
-        self.labels = labels.long()
-        self.label_names = list(label_names) if label_names is not None else None
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes: the named ones, or the highest label plus one."""
-        return len(self.label_names) if self.label_names else int(self.labels.max()) + 1
-
-    @property
-    def column_names(self) -> list[str]:
-        """The keys of an item."""
-        return ["pixel_values", "labels"]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"pixel_values": self.images[index], "labels": self.labels[index]}
-
-    def subset(self, indices: Sequence[int] | Tensor) -> ImageTensors:
-        """Copy some of the images."""
-        chosen = torch.as_tensor(indices, dtype=torch.long)
-        return ImageTensors(self.images[chosen], self.labels[chosen], self.label_names)
-
-    def split(self, held_out: int, seed: int = 0) -> tuple[ImageTensors, ImageTensors]:
-        """Divide at random into the rest and ``held_out`` images, for choosing checkpoints without the test set."""
-        if not 0 < held_out < len(self):
-            raise ValueError(f"cannot hold out {held_out} of {len(self)} images")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.subset(order[held_out:]), self.subset(order[:held_out])
-
-
-def load_images(
-    name: str,
-    split: str,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    limit: int | None = None,
-    mode: str = "RGB",
-) -> ImageTensors:
-    """Read an image classification data set and decode it once.
-
-    Args:
-        name: a hub id or a local directory, as ``datasets.load_dataset`` takes.
-        split: ``train``, ``test`` …
-        image_column: name of the image column; a usual one by default.
-        label_column: name of the label column; a usual one by default.
-        limit: read only the first images.
-        mode: PIL mode of the result.
-
-    Raises:
-        ValueError: if a column is missing or the images differ in size.
-    """
-    import datasets  # here, because it is slow to import and training on tensors does not need it
-
-    rows = datasets.load_dataset(name, split=split)
-    image_key = find_column(rows.column_names, image_column, IMAGE_COLUMNS, "image")
-    label_key = find_column(rows.column_names, label_column, LABEL_COLUMNS, "label")
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    arrays = [np.array(image.convert(mode)) for image in rows[image_key]]
-    sizes = {array.shape for array in arrays}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"{name} has images of {len(sizes)} sizes, for example {sorted(sizes)[:3]}: resize them first"
-        )
-    images = torch.from_numpy(np.stack(arrays))
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    names = getattr(rows.features[label_key], "names", None)
-    return ImageTensors(images, torch.tensor(rows[label_key]), names)
 
 
 def augment(images: Tensor, kind: str, padding: int = 4, generator: torch.Generator | None = None) -> Tensor:

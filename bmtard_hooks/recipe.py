@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bmtard_hooks.data import ImageTensors
 from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
+from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models import PixelClassifier, create_model
 from bmtard_hooks.trainer import BMTARDTrainer
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from bmtard_hooks import PGDSettings
 from bmtard_hooks.attacks.pgd import draw_noise_by_image
-from bmtard_hooks.data import ImageTensors, NumberedCollate, augment, class_count, is_map_style, load_images, numbered
+from bmtard_hooks.data import NumberedCollate, augment, class_count, is_map_style, numbered
+from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors, load_images
 
 
 @pytest.fixture
@@ -116,8 +117,35 @@ def test_streams_are_told_from_map_style_data():
     assert is_map_style([1]) and numbered(None) is None
 
 
-def test_image_tensors_refuse_floats_and_unequal_lengths():
-    with pytest.raises(ValueError, match="expected uint8"):
-        ImageTensors(torch.zeros(2, 3, 4, 4), torch.zeros(2))
+def test_image_tensors_refuse_other_types_unequal_lengths_and_values_that_are_no_pixels():
+    with pytest.raises(ValueError, match="expected uint8 or float32"):
+        ImageTensors(torch.zeros(2, 3, 4, 4, dtype=torch.float64), torch.zeros(2))
     with pytest.raises(ValueError, match="and 3 labels"):
         ImageTensors(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"from 0 to 255: pixels must be in \[0, 1\]"):
+        ImageTensors(torch.tensor([0.0, 255.0]).expand(1, 3, 4, 2), torch.zeros(1))
+
+
+def test_floats_that_are_not_bytes_keep_their_values():
+    exact = ImageTensors(torch.full((1, 3, 2, 2), 0.123), torch.zeros(1))
+    assert torch.equal(exact.pixels(slice(None)), torch.full((1, 3, 2, 2), 0.123))
+    rows = [(torch.full((3, 2, 2), 0.123), 0), (torch.full((3, 2, 2), 255, dtype=torch.uint8), 1)]
+    mixed = as_image_tensors(rows)
+    assert torch.allclose(mixed.pixels(slice(None))[:, 0, 0, 0], torch.tensor([0.123, 1.0]))
+    assert as_image_tensors([(torch.full((3, 2, 2), 51 / 255), 0)]).images.dtype == torch.uint8
+
+
+def test_images_of_several_sizes_are_scaled_on_demand():
+    rows = [{"image": Image.new("RGB", size, (9, 9, 9)), "label": 0} for size in ((8, 12), (16, 16))]
+    with pytest.raises(ValueError, match="2 sizes.*image_size"):
+        as_image_tensors(rows)
+    assert as_image_tensors(rows, image_size=8).images.shape == (2, 3, 8, 8)
+
+
+def test_empty_and_unlabelled_data_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        as_image_tensors([])
+    with pytest.raises(ValueError, match="2 of 2 images have the label -1"):
+        as_image_tensors([{"image": Image.new("RGB", (2, 2)), "label": label} for label in (None, -1)])
+    with pytest.raises(ValueError, match="no label column"):
+        as_image_tensors([{"image": Image.new("RGB", (2, 2))}])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import cross_entropy
 from bmtard_hooks.attacks.pgd import PGDSettings, draw_noise_by_image, pgd
-from bmtard_hooks.data import ImageTensors
 from bmtard_hooks.evaluation.metrics import robust_metrics
+from bmtard_hooks.image_tensors import ImageTensors
 
 
 def pgd_accuracy(
@@ -44,7 +44,7 @@ def pgd_accuracy(
     with attack_mode(model):
         for start in range(0, len(data), batch_size):
             indices = range(start, min(start + batch_size, len(data)))
-            images = (data.images[indices.start : indices.stop].float() / 255).to(device)
+            images = data.pixels(slice(indices.start, indices.stop)).to(device)
             images = images.contiguous(memory_format=torch.channels_last)
             labels = data.labels[indices.start : indices.stop].to(device)
             noise = draw_noise_by_image(indices, images.shape[1:], settings, seed, "eval")

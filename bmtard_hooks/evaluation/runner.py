@@ -16,10 +16,10 @@ from torch import Tensor
 
 from bmtard_hooks.attacks.base import Attack
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.data import ImageTensors
 from bmtard_hooks.evaluation.attacking import BatchOutcome, attack_batch, judge
 from bmtard_hooks.evaluation.outcome_store import UNKNOWN, OutcomeStore, Records, fingerprint_tensors
 from bmtard_hooks.evaluation.report import AttackOutcome
+from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.pixels import PixelClassifier
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ class AttackRunner:
 
     def pixels(self, indices: np.ndarray) -> Tensor:
         """Load images as ``(B, C, H, W)`` float32 in [0, 1] on the device."""
-        images = self.data.images[torch.from_numpy(np.asarray(indices, dtype=np.int64))].to(self.device)
-        return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+        images = self.data.pixels(torch.from_numpy(np.asarray(indices, dtype=np.int64)))
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     def labels_of(self, indices: np.ndarray) -> Tensor:
         """Load true classes ``(B,)`` on the device."""

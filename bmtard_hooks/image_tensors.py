@@ -1,0 +1,173 @@
+"""Image data sets in memory: decoded once, then only tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, require_pixels, to_pixels
+
+
+class ImageTensors(torch.utils.data.Dataset):
+    """A data set decoded once and kept as bytes: 3 KB for a CIFAR image instead of a JPEG to decode every epoch.
+
+    Args:
+        images: ``(N, C, H, W)`` uint8, or float32 in [0, 1] where the pixels are not bytes.
+        labels: ``(N,)`` integers.
+        label_names: name of each class, if known.
+
+    Raises:
+        ValueError: for other types or shapes, pixels outside [0, 1], or another number of labels than images.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, label_names: Sequence[str] | None = None) -> None:
+        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"images {images.dtype} {tuple(images.shape)} and {len(labels)} labels: expected uint8 or float32 "
+                "(N, C, H, W) and one label each"
+            )
+        if images.dtype == torch.float32 and images.numel():
+            require_pixels(images, "an image")
+        self.images = images
+        self.labels = labels.long()
+        self.label_names = list(label_names) if label_names is not None else None
+
+    def pixels(self, indices: Tensor | slice) -> Tensor:
+        """Return some images as ``(B, C, H, W)`` float32 in [0, 1]."""
+        chosen = self.images[indices]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes: the named ones, or the highest label plus one."""
+        return len(self.label_names) if self.label_names else int(self.labels.max()) + 1
+
+    @property
+    def column_names(self) -> list[str]:
+        """The keys of an item."""
+        return ["pixel_values", "labels"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": self.images[index], "labels": self.labels[index]}
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageTensors:
+        """Copy some of the images."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        return ImageTensors(self.images[chosen], self.labels[chosen], self.label_names)
+
+    def split(self, held_out: int, seed: int = 0) -> tuple[ImageTensors, ImageTensors]:
+        """Divide at random into the rest and ``held_out`` images, for choosing checkpoints without the test set."""
+        if not 0 < held_out < len(self):
+            raise ValueError(f"cannot hold out {held_out} of {len(self)} images")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[held_out:]), self.subset(order[:held_out])
+
+
+def load_images(
+    name: str,
+    split: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    limit: int | None = None,
+    mode: str = "RGB",
+    image_size: int | None = None,
+) -> ImageTensors:
+    """Read an image classification data set and decode it once.
+
+    Args:
+        name: a hub id or a local directory, as ``datasets.load_dataset`` takes.
+        split: ``train``, ``test`` …
+        image_column: name of the image column; a usual one by default.
+        label_column: name of the label column; a usual one by default.
+        limit: read only the first images.
+        mode: PIL mode of the result.
+        image_size: side of the square that images are scaled and cropped to; None keeps their size.
+
+    Raises:
+        ValueError: if a column is missing, the images differ in size, or there are no images or labels.
+    """
+    import datasets  # here, because it is slow to import and training on tensors does not need it
+
+    rows = datasets.load_dataset(name, split=split)
+    return as_image_tensors(
+        rows, image_column=image_column, label_column=label_column, limit=limit, mode=mode, image_size=image_size
+    )
+
+
+def as_image_tensors(
+    rows: Any,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    limit: int | None = None,
+    mode: str = "RGB",
+    image_size: int | None = None,
+) -> ImageTensors:
+    """Decode any map-style data set of images and labels.
+
+    Args:
+        rows: an ``ImageTensors``, a ``datasets.Dataset``, or a sequence of dictionaries or ``(image, label)`` pairs.
+        image_column: see ``load_images``.
+        label_column: see ``load_images``.
+        limit: see ``load_images``.
+        mode: see ``load_images``.
+        image_size: see ``load_images``.
+
+    Raises:
+        ValueError: if it is empty, has no labels, a column is missing or the images differ in size.
+    """
+    count = len(rows) if limit is None else min(limit, len(rows))
+    if count == 0:
+        raise ValueError("the data set is empty: there is nothing to measure or to train on")
+    if isinstance(rows, ImageTensors):
+        return rows if count == len(rows) else rows.subset(range(count))
+    first = rows[0]
+    if isinstance(first, dict):
+        image_key: Any = find_column(list(first), image_column, IMAGE_COLUMNS, "image")
+        label_key: Any = find_column(list(first), label_column, LABEL_COLUMNS, "label")
+    else:
+        image_key, label_key = 0, 1
+    items = [rows[index] for index in range(count)]
+    images = _stack([_decode(item[image_key], mode, image_size) for item in items])
+    labels = [-1 if item[label_key] is None else int(item[label_key]) for item in items]
+    if min(labels) < 0:
+        raise ValueError(
+            f"{labels.count(min(labels))} of {count} images have the label {min(labels)}, which marks unlabelled ones: "
+            "choose a split with labels"
+        )
+    names = getattr((getattr(rows, "features", None) or {}).get(label_key), "names", None)
+    return ImageTensors(images, torch.tensor(labels), names)
+
+
+def _decode(image: Any, mode: str, size: int | None) -> Tensor:
+    if isinstance(image, Image.Image):
+        image = image.convert(mode)
+        if size is not None and image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        array = torch.from_numpy(np.array(image))
+        return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+    pixels = to_pixels(image, mode)
+    if size is not None and pixels.shape[1:] != (size, size):
+        raise ValueError(f"image_size={size} is for PIL images: these are arrays of shape {tuple(pixels.shape)}")
+    bytes_ = (pixels * 255).round()
+    return bytes_.to(torch.uint8) if torch.equal(bytes_ / 255, pixels) else pixels
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the images have {len(shapes)} sizes, for example {sorted(shapes)[:3]}: pass image_size= to scale them"
+        )
+    if all(image.dtype == torch.uint8 for image in images):
+        return torch.stack(list(images)).contiguous()
+    return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])
