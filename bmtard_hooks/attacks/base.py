@@ -31,11 +31,12 @@ class Target:
     Attributes:
         forwards: images passed forward so far.
         backwards: images passed backward so far.
+        on_pass: as given.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], on_pass: Callable[[int], None] | None = None) -> None:
         self._forward = forward
-        self._on_pass = on_pass
+        self.on_pass = on_pass
         self._finite: Tensor | None = None
         self.forwards = 0
         self.backwards = 0
@@ -48,8 +49,8 @@ class Target:
             self.backwards += len(images)
         finite = torch.isfinite(logits.detach()).all()
         self._finite = finite if self._finite is None else self._finite & finite
-        if self._on_pass is not None:
-            self._on_pass(len(images) * (2 if logits.requires_grad else 1))
+        if self.on_pass is not None:
+            self.on_pass(len(images) * (2 if logits.requires_grad else 1))
         return logits
 
     def scores(self, images: Tensor) -> Tensor:
@@ -153,6 +154,9 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     access: ClassVar[str] = "gradients"
     """What it uses of the model: ``gradients``, ``scores``, ``labels`` or ``transfer`` (another model's gradients)."""
+
+    foreign: ClassVar[bool] = False
+    """It is somebody else's code, from which the model must be guarded more closely; see ``attack_mode``."""
 
     def __post_init__(self) -> None:
         if self.norm not in self.norms:
