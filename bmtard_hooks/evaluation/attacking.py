@@ -71,7 +71,7 @@ def attack_batch(
         InvalidExamples: if the attack's answer is not valid.
     """
     target = Target(forward if forward is not None else model, on_pass)
-    with attack_mode(model), full_precision(model.backbone), exact_arithmetic():
+    with attack_mode(model, foreign=attack.foreign), full_precision(model.backbone), exact_arithmetic():
         found = attack(target, images, labels, Draws(indices, *key))
         target.require_finite()
         require_valid(attack, found.images, images)
