@@ -62,10 +62,8 @@ def _travel(weight: Tensor, limit: Tensor, gap: Tensor) -> Tensor:
     """
     descent = weight * limit
     time = gap.new_zeros(len(gap), 1)
-    stopped, scratch = (
-        torch.empty_like(limit),
-        torch.empty_like(limit),
-    )  # reused: fresh memory costs more than the sums
+    # Both are reused: fresh memory costs more than the sums.
+    stopped, scratch = torch.empty_like(limit), torch.empty_like(limit)
     while True:
         torch.le(limit, time, out=stopped)  # 0 or 1 as a number: products are several times faster than torch.where
         missing = gap[:, None] - torch.mul(descent, stopped, out=scratch).sum(dim=1, keepdim=True)
