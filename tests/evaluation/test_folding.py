@@ -1,0 +1,168 @@
+import copy
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_net
+from torch import nn
+
+from bmtard_hooks import PixelClassifier, attack_mode, create_model
+from bmtard_hooks.evaluation.folding import folded_forward
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def used(model):
+    """Give BatchNorm layers numbers as training leaves them."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+    return model
+
+
+def network(name="resnet8_cifar", **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return used(create_model(name, 10, **options))
+
+
+def gradient(forward, images):
+    pixels = images.clone().requires_grad_(True)
+    loss = F.cross_entropy(forward(pixels), torch.tensor([1, 2, 3]), reduction="sum")
+    return torch.autograd.grad(loss, pixels)[0]
+
+
+@pytest.mark.parametrize("name", ["resnet8_cifar", "mobilenetv2_cifar"])
+@pytest.mark.parametrize("normalisation", [{}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.2]}])
+def test_logits_and_gradients_are_the_classifiers(name, normalisation):
+    model = network(name, **normalisation)
+    forward = folded_forward(model, IMAGES[:2])
+    with attack_mode(model):
+        expected, expected_gradient = model(IMAGES), gradient(model, IMAGES)
+    torch.testing.assert_close(forward(IMAGES), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient(forward, IMAGES), expected_gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_plain_network_is_folded_too():
+    model = PixelClassifier(used(tiny_net(batch_norm=True, dropout=0.5)))
+    images = IMAGES[:, :, :8, :8].contiguous()
+    forward = folded_forward(model, images)
+    torch.testing.assert_close(forward(images), model.eval()(images))
+
+
+def test_layers_are_fewer_and_weights_ask_for_no_gradient():
+    forward = folded_forward(network(), IMAGES)
+    module = next(
+        cell.cell_contents for cell in forward.__closure__ if isinstance(cell.cell_contents, torch.fx.GraphModule)
+    )
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert not any(layer.training for layer in module.modules())
+
+
+def test_the_classifier_is_left_as_it_was():
+    model = network()
+    model.backbone.timm_model.layer1.eval()
+    model.backbone.timm_model.conv1.weight.requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    folded_forward(model, IMAGES)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert modes == [module.training for module in model.modules()]
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["backbone.timm_model.conv1.weight"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_copy_keeps_the_weights_it_was_made_from():
+    model = network(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.2])
+    forward = folded_forward(model, IMAGES)
+    before = forward(IMAGES)
+    with torch.no_grad():
+        for values in [*model.parameters(), *model.buffers()]:
+            values.mul_(2)
+    assert torch.equal(forward(IMAGES), before)
+
+
+class Branching(nn.Module):
+    """Looks at its values, as no trace can."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tiny_net(batch_norm=True)
+
+    def forward(self, pixels):
+        return self.net(pixels) if pixels.mean() > 0 else -self.net(pixels)
+
+
+class Random(Branching):
+    """Answers at random even in eval mode."""
+
+    def forward(self, pixels):
+        return self.net(F.dropout(pixels, 0.5, training=True))
+
+
+class Detached(Branching):
+    """Passes no gradient to the pixels."""
+
+    def forward(self, pixels):
+        return self.net(pixels.detach())
+
+
+def hooked():
+    net = tiny_net(batch_norm=True)
+    net.conv.register_forward_hook(lambda module, args, output: None)
+    return net
+
+
+def accelerated(net, part):
+    part.forward = type(part).forward.__get__(part)
+    return net
+
+
+def test_mixed_precision_around_the_whole_network_is_passed_by():
+    net = used(tiny_net(batch_norm=True))
+    plain = PixelClassifier(copy.deepcopy(net)).eval()
+    images = IMAGES[:, :, :8, :8].contiguous()
+    net.forward = lambda pixels: type(net).forward(net, pixels.bfloat16().float())
+    torch.testing.assert_close(folded_forward(PixelClassifier(net), images)(images), plain(images))
+    assert "forward" in net.__dict__
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (tiny_net(), "no BatchNorm directly after a convolution"),
+        (Branching(), "cannot be traced (TraceError"),
+        (Random(), "folded logits differ"),
+        (Detached(), "cannot be compared with its folded copy (RuntimeError"),
+        (hooked(), "carries hooks"),
+        (accelerated(net := tiny_net(batch_norm=True), net.conv), "forward of one of its modules was replaced"),
+    ],
+)
+def test_none_with_the_reason_for_what_cannot_be_folded(net, reason, caplog):
+    with caplog.at_level(logging.INFO, "bmtard_hooks.evaluation.folding"):
+        assert folded_forward(PixelClassifier(used(net)), IMAGES[:, :, :8, :8].contiguous()) is None
+    assert reason in caplog.text
+
+
+def test_a_copy_that_answers_otherwise_is_not_used(monkeypatch, caplog):
+    from bmtard_hooks.evaluation import folding
+
+    def spoiled(traced, no_trace):
+        folded = fuse(traced, no_trace=no_trace)
+        with torch.no_grad():
+            folded.linear.bias += 0.01
+        return folded
+
+    fuse = folding.fuse
+    monkeypatch.setattr(folding, "fuse", spoiled)
+    with caplog.at_level(logging.INFO, "bmtard_hooks.evaluation.folding"):
+        assert folded_forward(network(), IMAGES) is None
+    assert "folded logits differ by" in caplog.text
