@@ -62,3 +62,76 @@ def bounded_margin(labels: Tensor, kappa: float) -> Objective:
     """
     lead = margin(labels)
     return lambda logits: -(kappa - lead(logits)).clamp_min(0)
+
+
+def margin_targeted(labels: Tensor, targets: Tensor) -> Objective:
+    """Make the objective that pulls one wrong class over the true one.
+
+    Formula: ``z_t - z_y``.
+
+    Args:
+        labels: ``(B,)`` class indices.
+        targets: ``(B,)`` wrong class indices.
+    """
+    return lambda logits: _logit_of(logits, targets) - _logit_of(logits, labels)
+
+
+def dlr(labels: Tensor) -> Objective:
+    """Make the difference of logits ratio: the margin, divided so that scaling the logits cannot hide the gradient.
+
+    Formula: ``(max_{j != y} z_j - z_y) / (z_(1) - z_(3) + 1e-12)``, ``z_(k)`` the k-th largest logit.
+
+    Args:
+        labels: ``(B,)`` class indices.
+
+    Raises:
+        ValueError: from the objective, if there are fewer than 3 classes.
+
+    Reference:
+        Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+        attacks", 2020, Eq. 6.
+    """
+
+    def objective(logits: Tensor) -> Tensor:
+        first, _, third = _largest(logits, 3).unbind(dim=1)
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        return (others.max(dim=1).values - _logit_of(logits, labels)) / (first - third + 1e-12)
+
+    return objective
+
+
+def dlr_targeted(labels: Tensor, targets: Tensor) -> Objective:
+    """Make the targeted difference of logits ratio.
+
+    Formula: ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``, ``z_(k)`` the k-th largest logit.
+
+    Args:
+        labels: ``(B,)`` class indices.
+        targets: ``(B,)`` wrong class indices.
+
+    Raises:
+        ValueError: from the objective, if there are fewer than 4 classes.
+
+    Reference:
+        Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+        attacks", 2020, Eq. 7.
+    """
+    lead = margin_targeted(labels, targets)
+
+    def objective(logits: Tensor) -> Tensor:
+        first, _, third, fourth = _largest(logits, 4).unbind(dim=1)
+        return lead(logits) / (first - 0.5 * (third + fourth) + 1e-12)
+
+    return objective
+
+
+def _logit_of(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    if logits.shape[1] < count:
+        raise ValueError(
+            f"the loss compares the {count} largest logits, the model has {logits.shape[1]} classes: use the margin instead"
+        )
+    return logits.topk(count, dim=1).values

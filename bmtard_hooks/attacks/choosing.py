@@ -1,0 +1,197 @@
+"""From the words a user types to the attacks of an evaluation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from bmtard_hooks.attacks.base import Attack
+from bmtard_hooks.attacks.foreign import Foreign
+from bmtard_hooks.attacks.suite import ATTACKS, PRESETS, TRANSFERRED, UNIONS
+from bmtard_hooks.attacks.transfer import Transfer
+
+
+@dataclass
+class AttackPlan:
+    """The attacks of an evaluation.
+
+    Args:
+        attacks: by name; the name is part of the key of an attack's random numbers.
+        columns: column of the tables to the names of the attacks whose union it is.
+        warnings: what was left out, and why.
+    """
+
+    attacks: dict[str, Attack] = field(default_factory=dict)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, column: str, attacks: Mapping[str, Attack]) -> None:
+        """Add a column and its attacks; raises ``ValueError`` if the column exists."""
+        if column in self.columns:
+            raise ValueError(f"{column!r} was asked for twice: give one of them a name of its own with a mapping")
+        for name, attack in attacks.items():
+            self.attacks.setdefault(name, attack)
+        self.columns[column] = list(attacks)
+
+
+def choose_attacks(
+    chosen: Any,
+    *,
+    eps: float = 8 / 255,
+    norm: str = "linf",
+    surrogate: nn.Module | None = None,
+    surrogate_name: str = "surrogate",
+) -> AttackPlan:
+    """Turn what a user asked for into attacks.
+
+    Args:
+        chosen: the name of a preset (``paper``, ``white_box``, ``black_box``, ``quick``) or of an attack, an ``Attack``, a
+            torchattacks object or callable, a list of these, or a mapping from names of your own to them. A name can
+            carry settings: ``"pgd_sat:steps=50,restarts=5"``, ``"square:rescale_schedule=false"``.
+        eps: radius for every attack that does not state its own; step sizes in L2 are scaled with it.
+        norm: ``linf`` or ``l2``, likewise.
+        surrogate: pixels-to-logits model on which the transfer attacks are made.
+        surrogate_name: its name in the report.
+
+    Raises:
+        ValueError: for an unknown name or setting (with the nearest ones), a setting out of range, a norm that an attack
+            asked for by name does not know, or a transfer attack without a surrogate.
+    """
+    plan = AttackPlan()
+    chooser = _Chooser(eps, norm, surrogate, surrogate_name)
+    if isinstance(chosen, Mapping):
+        for column, source in chosen.items():
+            plan.add(column, chooser.attacks(source, column))
+    for source in [] if isinstance(chosen, Mapping) else _listed(chosen):
+        for name in PRESETS.get(source, ()) if isinstance(source, str) else ():
+            reason = chooser.obstacle(name)
+            if reason is not None:
+                plan.warnings.append(f"{name} was left out: {reason}.")
+            elif name not in plan.columns:
+                plan.add(name, chooser.attacks(name, name))
+        if not isinstance(source, str) or source not in PRESETS:
+            column = source if isinstance(source, str) else _name_of(source)
+            plan.add(column, chooser.attacks(source, column))
+    if not plan.columns:
+        raise ValueError("no attack is left to run: " + (" ".join(plan.warnings) or "the list is empty"))
+    return plan
+
+
+@dataclass
+class _Chooser:
+    eps: float
+    norm: str
+    surrogate: nn.Module | None
+    surrogate_name: str
+
+    def attacks(self, source: Any, column: str) -> dict[str, Attack]:
+        """Name the attacks whose union is the column."""
+        if isinstance(source, Attack):
+            return {column: source}
+        if not isinstance(source, str):
+            ball: dict[str, Any] = {} if hasattr(source, "eps") else {"eps": self.eps, "norm": self.norm}
+            return {column: Foreign(run=source, name=column, **ball)}
+        name, changes = _split(source)
+        parts = UNIONS.get(name, (name,))
+        named: dict[str, Attack] = {}
+        for part in parts:
+            label = part if not changes and column == name else f"{column}/{part}" if len(parts) > 1 else column
+            named[label] = self._change(self._find(part), changes, part)
+        return named
+
+    def obstacle(self, name: str) -> str | None:
+        """Say why an attack of a preset cannot run here; None if it can."""
+        if name in TRANSFERRED and self.surrogate is None:
+            return "it needs a surrogate model to make its images on"
+        if any(self.norm not in self._find(part).norms for part in UNIONS.get(name, (name,))):
+            return f"it does not know the norm {self.norm}"
+        return None
+
+    def _find(self, name: str) -> Attack:
+        if name in TRANSFERRED:
+            if self.surrogate is None:
+                raise ValueError(
+                    f"{name} needs a model to make its images on: pass surrogate=, for example the robust teacher"
+                )
+            return Transfer(surrogate=self.surrogate, attack=TRANSFERRED[name], surrogate_name=self.surrogate_name)
+        if name not in ATTACKS:
+            raise ValueError(f"unknown attack {name!r}: {_nearest(name, [*ATTACKS, *TRANSFERRED, *UNIONS, *PRESETS])}")
+        return ATTACKS[name]
+
+    def _change(self, attack: Attack, changes: Mapping[str, str], name: str) -> Attack:
+        values: dict[str, Any] = {"eps": self.eps, "norm": self.norm}
+        inner: dict[str, Any] = {}
+        for key, text in changes.items():
+            if key in _settings(attack):
+                values[key] = _value(text)
+            elif isinstance(attack, Transfer) and key in _settings(attack.attack):
+                inner[key] = _value(text)
+            else:
+                raise ValueError(f"{name} has no setting {key!r}: {_nearest(key, _settings(attack))}")
+        if isinstance(attack, Transfer):
+            values["attack"] = _in_ball(attack.attack, {"eps": values["eps"], "norm": values["norm"], **inner})
+        return _in_ball(attack, values)
+
+
+def _in_ball(attack: Attack, values: dict[str, Any]) -> Attack:
+    step = getattr(attack, "step_size", None)
+    if step is not None and values["norm"] == "l2" and "step_size" not in values:
+        values = {**values, "step_size": step * values["eps"] / attack.eps}
+    return attack.replace(**values)
+
+
+def _settings(attack: Attack) -> list[str]:
+    return [entry.name for entry in fields(attack) if entry.name not in ("surrogate", "attack", "run")]
+
+
+def _listed(chosen: Any) -> list[Any]:
+    return list(chosen) if isinstance(chosen, Sequence) and not isinstance(chosen, str) else [chosen]
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}"
+
+
+def _name_of(source: Any) -> str:
+    for attribute in ("name", "attack", "__name__"):
+        name = getattr(source, attribute, None)
+        if isinstance(name, str):
+            return name
+    return type(source).__name__
+
+
+def _split(word: str) -> tuple[str, dict[str, str]]:
+    name, _, rest = word.partition(":")
+    changes: dict[str, str] = {}
+    for entry in filter(None, rest.split(",")):
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r}: write settings as {name}:setting=value,setting=value")
+        changes[key.strip()] = value.strip()
+    return name.strip(), changes
+
+
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    readers: tuple[Callable[[str], Any], ...] = (int, read_number)
+    for read in readers:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def read_number(text: str) -> float:
+    """Read ``0.031`` or ``8/255``; raises ``ValueError`` for anything else."""
+    upper, slash, lower = text.partition("/")
+    if slash and float(lower) == 0:
+        raise ValueError(f"{text}: division by zero")
+    return float(upper) / (float(lower) if slash else 1.0)
