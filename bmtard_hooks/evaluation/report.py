@@ -202,7 +202,8 @@ class RobustnessReport:
         remark = f", with warnings from {', '.join(warned)}" if warned else ""
         skipped = sum(check.status == "not run" for check in self.checks)
         passed = sum(check.status == "pass" for check in self.checks)
-        return f"Passed {passed} checks against false robustness{remark}; {skipped} were not run."
+        left_out = f"{skipped} {'was' if skipped == 1 else 'were'} not run"
+        return f"Passed {passed} checks against false robustness{remark}; {left_out}."
 
     def _parts(self, column: str) -> Sequence[str]:
         if column not in self.columns:
