@@ -3,8 +3,11 @@
 from bmtard_hooks._version import __version__
 from bmtard_hooks.attacks import PGDSettings, attack_mode, pgd
 from bmtard_hooks.callbacks import DistillationCallback, EntropyBalance, LossBalance
+from bmtard_hooks.callbacks.robust_evaluation import RobustEvaluation
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.evaluation.evaluator import evaluate_robustness
+from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.image_tensors import ImageTensors, load_images
 from bmtard_hooks.methods import Method, method_names, register
 from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
@@ -23,9 +26,12 @@ __all__ = [
     "PGDCollator",
     "PGDSettings",
     "PixelClassifier",
+    "RobustEvaluation",
+    "RobustnessReport",
     "__version__",
     "attack_mode",
     "create_model",
+    "evaluate_robustness",
     "load_images",
     "load_teacher",
     "method_names",

@@ -54,23 +54,23 @@ class OutcomeStore:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
 
-    def load(self, name: str, settings: Mapping[str, Any]) -> tuple[Records, Records]:
-        """Read what is there for an attack: this process's records, and those of all others."""
-        own, others = Records(), Records()
+    def load(self, name: str, settings: Mapping[str, Any], own: bool = False) -> Records:
+        """Read what all processes have kept of an attack, or with ``own`` only this one."""
+        records = Records()
         if self.directory is None:
-            return own, others
-        mine = self._path(name, settings, self.rank)
-        for path in sorted(self.directory.glob(f"{self._stem(name, settings)}-*.npz")):
+            return records
+        pattern = f"{self._stem(name, settings)}-{self.rank if own else '*'}.npz"
+        for path in sorted(self.directory.glob(pattern)):
             with np.load(path) as content:
                 columns = dict(zip(COLUMNS, content["rows"], strict=True))
-                (own if path == mine else others).add(columns, {name: float(content[name]) for name in TOTALS})
-        return own, others
+                records.add(columns, {name: float(content[name]) for name in TOTALS})
+        return records
 
     def save(self, name: str, settings: Mapping[str, Any], own: Records) -> None:
         """Replace this process's file for an attack."""
         if self.directory is None:
             return
-        path = self._path(name, settings, self.rank)
+        path = self.directory / f"{self._stem(name, settings)}-{self.rank}.npz"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, rows=own.table(), **own.totals)  # type: ignore[arg-type]
@@ -81,10 +81,6 @@ class OutcomeStore:
     def _stem(self, name: str, settings: Mapping[str, Any]) -> str:
         safe = "".join(letter if letter.isalnum() or letter in "_." else "_" for letter in name)
         return f"{safe}-{fingerprint([name, settings, self.key])}"
-
-    def _path(self, name: str, settings: Mapping[str, Any], rank: int) -> Path:
-        assert self.directory is not None
-        return self.directory / f"{self._stem(name, settings)}-{rank}.npz"
 
 
 def fingerprint(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from bmtard_hooks.attacks.base import Attack
@@ -71,7 +71,6 @@ class AttackRunner:
         self.labels = data.labels.numpy()
         self.processes = PartialState()
         self.device = next(model.parameters(), torch.empty(0)).device
-        self.on_batch: Callable[[str, np.ndarray, Tensor, BatchOutcome], None] | None = None
         key = {"weights": fingerprint_tensors(model.state_dict().values()), "seed": seed}
         key["images"] = fingerprint_tensors([data.images, data.labels])
         self.store = OutcomeStore(state_dir, key, self.processes.process_index)
@@ -118,14 +117,13 @@ class AttackRunner:
             InvalidExamples: if the attack returns something that is not an adversarial image.
         """
         outcome = self._outcomes.get(name)
-        own = Records()
         if outcome is None or outcome.settings != attack.settings():
             outcome = self._outcomes[name] = self._empty(attack)
-            own, others = self.store.load(name, outcome.settings)
-            for records in (own, others):
-                _enter(outcome, records)
-        else:
-            own, _ = self.store.load(name, outcome.settings)
+            # One process reads for all: another may be writing already, and all must agree on what is left to do.
+            kept = [self.store.load(name, outcome.settings) if self.processes.is_main_process else None]
+            (records,) = broadcast_object_list(kept)
+            _enter(outcome, records)
+        own = self.store.load(name, outcome.settings, own=True)
         todo = np.sort(np.asarray(indices, dtype=np.int64))
         todo = todo[~outcome.attacked[todo]]
         mine = todo[self.processes.process_index :: self.processes.num_processes]
@@ -147,29 +145,29 @@ class AttackRunner:
             self.listener.attack_started(name, len(mine), attack.passes(self.num_classes))
         for start in range(0, len(mine), self.batch_size):
             indices = mine[start : start + self.batch_size]
-            began = time.perf_counter()
-            images = self.pixels(indices)
-            batch = attack_batch(
-                attack,
-                self.model,
-                images,
-                self.labels_of(indices),
-                indices.tolist(),
-                self.seed,
-                name,
-                forward=self.forward,
-                on_pass=self.listener.passed if self.listener is not None else None,
-            )
-            columns = _columns(indices, batch)
-            totals = {"forwards": batch.forwards, "backwards": batch.backwards}
-            totals["seconds"] = time.perf_counter() - began  # type: ignore[assignment]
+            columns, totals = self._batch(attack, name, indices)
             for records in (own, new):
                 records.add(columns, totals)
             self.store.save(name, outcome.settings, own)
-            if self.on_batch is not None:
-                self.on_batch(name, indices, images, batch)
             if self.listener is not None:
                 self.listener.batch_done(len(indices), int(columns["broken"].sum()))
+
+    def _batch(self, attack: Attack, name: str, indices: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        began = time.perf_counter()
+        batch = attack_batch(
+            attack,
+            self.model,
+            self.pixels(indices),
+            self.labels_of(indices),
+            indices.tolist(),
+            self.seed,
+            name,
+            forward=self.forward,
+            on_pass=self.listener.passed if self.listener is not None else None,
+        )
+        columns = _columns(indices, batch)
+        seconds = time.perf_counter() - began
+        return columns, {"forwards": batch.forwards, "backwards": batch.backwards, "seconds": seconds}
 
     def _empty(self, attack: Attack) -> AttackOutcome:
         none = np.zeros(len(self.labels), dtype=bool)

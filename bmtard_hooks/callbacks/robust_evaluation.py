@@ -1,0 +1,126 @@
+"""Named attacks on a validation split every few epochs, and the best model by W-Robust kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.evaluation.evaluator import evaluate_robustness
+from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
+from bmtard_hooks.evaluation.report_file import load_report, save_report
+from bmtard_hooks.image_tensors import as_image_tensors
+from bmtard_hooks.randomness import untouched_randomness
+
+logger = logging.getLogger(__name__)
+
+BEST = "best_w_robust"
+TEST_SPLITS = ("test",)
+
+
+class RobustEvaluation(TrainerCallback):
+    """Attack a validation split every few epochs, log the result, and keep the best model by W-Robust.
+
+    ``trainer.add_callback(RobustEvaluation(trainer, validation))``. The best model so far is in
+    ``output_dir/best_w_robust``, beside the evaluation that chose it; a resumed run goes on comparing with it. Logged are
+    ``robust_eval/clean_accuracy`` and, for every attack, ``robust_eval/<attack>_accuracy`` and
+    ``robust_eval/<attack>_w_robust``.
+
+    Training is not disturbed: modes, gradients and random numbers are what they were.
+
+    Args:
+        trainer: a ``BMTARDTrainer``, or any Trainer whose model takes pixels in [0, 1] or carries its normalisation.
+        dataset: images to attack, not those of the final table; by default the Trainer's evaluation set.
+        attacks: see ``choose_attacks``. The model is chosen by the union of them.
+        every: epochs between evaluations, 1 or more; the last epoch is always evaluated.
+        limit: use only the first so many images.
+        allow_test_split: accept a data set that calls itself ``test``. Choosing a checkpoint on the test split makes its
+            accuracy too good.
+        **settings: see ``EvaluationSettings``; the checks are off unless asked for.
+
+    Raises:
+        ValueError: for a test split, no data set, or a bad setting.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Any = None,
+        attacks: Any = "pgd_trades",
+        *,
+        every: int = 1,
+        limit: int | None = None,
+        allow_test_split: bool = False,
+        **settings: Any,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}: pass a number of epochs, 1 or more")
+        dataset = trainer.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ValueError("no images to attack: pass dataset=, or give the Trainer an eval_dataset")
+        split = str(getattr(dataset, "split", ""))
+        if split.partition("[")[0] in TEST_SPLITS and not allow_test_split:
+            raise ValueError(
+                f"the data set is the split {split!r}: choosing a checkpoint on it makes its accuracy too good. Hold out "
+                "training images (ImageTensors.split), or pass allow_test_split=True"
+            )
+        self.trainer = trainer
+        self.attacks = attacks
+        self.every = every
+        self.settings = {"checks": False, "examples": 0, "fold_batch_norm": False, **settings}
+        self._data = as_image_tensors(dataset, limit=limit)
+        self._best: float | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the best model is kept."""
+        return Path(str(self.trainer.args.output_dir)) / BEST
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up the best evaluation of the run that is being resumed."""
+        path = self.directory / "report.json"
+        if state.global_step == 0 or not path.exists():
+            return
+        kept = load_report(path)
+        if kept.environment.get("step", 0) <= state.global_step:
+            self._best = _w_robust(kept)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate if it is time, log, and keep the model if it is the best so far."""
+        epoch = round(state.epoch or 0)
+        last = state.max_steps > 0 and state.global_step >= state.max_steps
+        if epoch % self.every and not last:
+            return
+        report = self._evaluate()
+        self.trainer.log(_metrics(report))
+        value = _w_robust(report)
+        if self._best is None or value > self._best:
+            self._best = value
+            self.trainer.save_model(str(self.directory))
+            if state.is_world_process_zero:
+                report.environment["step"] = state.global_step
+                save_report(report, self.directory / "report.json")
+
+    def _evaluate(self) -> RobustnessReport:
+        model: Any = getattr(self.trainer, "student", None) or self.trainer.model
+        device = self.trainer.args.device
+        settings = {"batch_size": self.trainer.args.per_device_eval_batch_size, **self.settings}
+        with untouched_randomness(device), attack_mode(model):
+            return evaluate_robustness(
+                model, self._data, self.attacks, dataset_name="validation", device=device, progress=False, **settings
+            )
+
+
+def _w_robust(report: RobustnessReport) -> float:
+    return report.row(WORST_CASE if WORST_CASE in report.columns else next(iter(report.columns))).w_robust
+
+
+def _metrics(report: RobustnessReport) -> dict[str, float]:
+    metrics = {"robust_eval/clean_accuracy": float(report.correct.mean())}
+    for row in report.rows():
+        metrics[f"robust_eval/{row.column}_accuracy"] = row.robust
+        metrics[f"robust_eval/{row.column}_w_robust"] = row.w_robust
+    return metrics

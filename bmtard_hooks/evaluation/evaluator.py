@@ -1,0 +1,217 @@
+"""Measure a classifier's robustness: every attack asked for, the checks on the result, and a report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from bmtard_hooks.attacks.choosing import AttackPlan, choose_attacks
+from bmtard_hooks.evaluation.checks import PASSES_PER_IMAGE, run_checks
+from bmtard_hooks.evaluation.environment import describe_environment
+from bmtard_hooks.evaluation.examples import make_examples
+from bmtard_hooks.evaluation.folding import folded_forward
+from bmtard_hooks.evaluation.preflight import inspect_answers, prepare_classifier
+from bmtard_hooks.evaluation.progress import EvaluationProgress
+from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
+from bmtard_hooks.evaluation.runner import AttackRunner
+from bmtard_hooks.image_tensors import as_image_tensors
+
+logger = logging.getLogger(__name__)
+
+MODES = ("columns", "worst_case")
+CHECKS = "checks"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How an evaluation runs.
+
+    Args:
+        eps: radius of the attacks that do not state their own, in pixel scale.
+        norm: ``linf`` or ``l2``.
+        mode: ``columns`` runs each attack on every clean-correct image, as the paper's tables need; ``worst_case`` runs
+            the cheapest first and each on the survivors only: the same union for less.
+        batch_size: images at a time; changes speed, not results.
+        seed: of the attacks.
+        clean_weight: weight of clean accuracy in W-Robust (Eq. 22), in [0, 1].
+        checks: run the checks against false robustness.
+        check_images: number of images for those checks that need attacks of their own.
+        examples: number of adversarial images kept for the report's figure.
+        fold_batch_norm: search on a copy of the network with its BatchNorm folded into the convolutions, where that is
+            possible: the same function, faster. Verdicts are always the network's own.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    eps: float = 8 / 255
+    norm: str = "linf"
+    mode: str = "columns"
+    batch_size: int = 256
+    seed: int = 0
+    clean_weight: float = 0.5
+    checks: bool = True
+    check_images: int = 200
+    examples: int = 4
+    fold_batch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is unknown: choose one of {', '.join(MODES)}")
+        if not 0 <= self.clean_weight <= 1:
+            raise ValueError(f"clean_weight={self.clean_weight} is outside [0, 1]: the robust weight is the rest")
+        for name, least in (("batch_size", 1), ("check_images", 1), ("examples", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: pass a whole number, {least} or more")
+
+
+def evaluate_robustness(
+    model: str | nn.Module,
+    dataset: Any,
+    attacks: Any = "paper",
+    *,
+    surrogate: str | nn.Module | None = None,
+    model_name: str | None = None,
+    dataset_name: str = "",
+    state_dir: str | Path | None = None,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+    **settings: Any,
+) -> RobustnessReport:
+    """Measure clean accuracy, robust accuracy and W-Robust under attacks, and check that the result can be believed.
+
+    Start it with ``accelerate launch`` to share the images among processes. Random numbers belong to the image, so neither
+    the batch size nor the number of processes changes the result.
+
+    Args:
+        model: any module from pixels in [0, 1] to logits, a transformers image classifier, a timm model, or a name as
+            ``create_model`` takes. Evaluated in eval mode and float32; its modes are restored.
+        dataset: ``ImageTensors``, a ``datasets.Dataset``, or a sequence of ``(image, label)``.
+        attacks: see ``choose_attacks``.
+        surrogate: model for the transfer attacks, in the same forms; in the paper the robust teacher.
+        model_name: its name in the report.
+        dataset_name: likewise.
+        state_dir: keeps outcomes while running; the same call with the same directory goes on after a kill.
+        progress: show a progress bar.
+        device: where to compute; by default Accelerate's choice.
+        **settings: see ``EvaluationSettings``.
+
+    Returns:
+        The report; the same on every process.
+
+    Raises:
+        ValueError: for bad settings, an unknown attack, an empty or unlabelled data set, pixels outside [0, 1], or a model
+            that cannot take the images, before anything is computed.
+        NonFiniteLogits: if the model answers NaN or infinity; what was computed so far stays in ``state_dir``.
+    """
+    began = time.time()
+    chosen = EvaluationSettings(**settings)
+    data = as_image_tensors(dataset)
+    where = torch.device(device) if device is not None else PartialState().device
+    classifier, name, warnings = prepare_classifier("model", model, data, where)
+    other, other_name = None, ""
+    if surrogate is not None:
+        other, other_name, _ = prepare_classifier("surrogate", surrogate, data, where)
+    plan = choose_attacks(
+        attacks, eps=chosen.eps, norm=chosen.norm, surrogate=other, surrogate_name=other_name or "surrogate"
+    )
+    forward = folded_forward(classifier, data.pixels(slice(0, 8)).to(where)) if chosen.fold_batch_norm else None
+    runner = AttackRunner(
+        classifier, data, seed=chosen.seed, batch_size=chosen.batch_size, forward=forward, state_dir=state_dir
+    )
+    report = RobustnessReport(
+        model=model_name or name,
+        dataset=dataset_name,
+        labels=runner.labels,
+        predictions=runner.predictions,
+        num_classes=runner.num_classes,
+        label_names=data.label_names,
+        outcomes={},
+        columns={},
+        mode=chosen.mode,
+        clean_weight=chosen.clean_weight,
+        warnings=[*warnings, *inspect_answers(runner), *plan.warnings],
+    )
+    for warning in report.warnings:
+        logger.warning(warning)
+    _measure(runner, plan, report, chosen, progress)
+    report.environment = describe_environment(runner, chosen, plan, began)
+    return report
+
+
+def _measure(
+    runner: AttackRunner, plan: AttackPlan, report: RobustnessReport, chosen: EvaluationSettings, progress: bool
+) -> None:
+    shown = progress and runner.processes.is_main_process
+    runner.listener = EvaluationProgress(_budget(runner, plan, chosen), CHECKS, disable=not shown)
+    try:
+        (run_columns if chosen.mode == "columns" else run_worst_case)(runner, plan, report)
+        if chosen.checks:
+            report.checks, report.sweeps = run_checks(
+                runner, report, images=chosen.check_images, eps=chosen.eps, norm=chosen.norm
+            )
+        report.examples = make_examples(runner, plan, report, chosen.examples)
+    finally:
+        runner.listener.close()
+
+
+def run_columns(runner: AttackRunner, plan: AttackPlan, report: RobustnessReport) -> None:
+    """Run every column on all clean-correct images; within a union each attack sees what the earlier ones left.
+
+    The worst case is that of the attacks which had every image.
+    """
+    for column, parts in plan.columns.items():
+        alive = runner.correct.copy()
+        for part in parts:
+            alive = _attack(runner, plan, report, part, alive)
+        report.columns[column] = list(parts)
+    everywhere = [name for name, outcome in report.outcomes.items() if outcome.scope == len(runner.labels)]
+    if len(everywhere) > 1:
+        report.columns[WORST_CASE] = everywhere
+
+
+def run_worst_case(runner: AttackRunner, plan: AttackPlan, report: RobustnessReport) -> None:
+    """Run the attacks from the cheapest to the dearest, each on what the earlier ones left."""
+    alive = runner.correct.copy()
+    order = sorted(plan.attacks, key=lambda name: plan.attacks[name].passes(runner.num_classes))
+    for name in order:
+        alive = _attack(runner, plan, report, name, alive)
+        if plan.attacks[name].images is not None:
+            report.warnings.append(f"{name} had only the first {plan.attacks[name].images} images of the worst case.")
+    report.columns[WORST_CASE] = order
+
+
+def _attack(
+    runner: AttackRunner, plan: AttackPlan, report: RobustnessReport, name: str, alive: np.ndarray
+) -> np.ndarray:
+    attack = plan.attacks[name]
+    scope = slice(0, attack.images)  # all if None
+    outcome = runner.run(attack, name, np.arange(len(alive))[scope][alive[scope]])
+    if name not in report.outcomes:
+        report.warnings += [f"{name}: {note}" for note in outcome.notes]
+    report.outcomes[name] = outcome
+    return alive & ~outcome.broken
+
+
+def _budget(runner: AttackRunner, plan: AttackPlan, chosen: EvaluationSettings) -> dict[str, int]:
+    """Estimate the passes of every attack on this process; about half of the images survive to an attack of a union."""
+    share = runner.correct.sum() / runner.processes.num_processes
+    first = {parts[0] for parts in plan.columns.values()} if chosen.mode == "columns" else set()
+    budget = {
+        name: int(
+            min(share, attack.images or share) * attack.passes(runner.num_classes) * (1 if name in first else 0.5)
+        )
+        for name, attack in plan.attacks.items()
+    }
+    if chosen.checks:
+        images = runner.correct[: chosen.check_images].sum() / runner.processes.num_processes
+        budget[CHECKS] = int(images * PASSES_PER_IMAGE)
+    return budget

@@ -1,0 +1,134 @@
+"""Before the attacks: load the model, and look at its clean answers for the mistakes that ruin an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.evaluation.runner import AttackRunner
+from bmtard_hooks.image_tensors import ImageTensors
+from bmtard_hooks.models.create import as_classifier
+from bmtard_hooks.models.pixels import PixelClassifier, full_precision, logits_of
+from bmtard_hooks.models.teachers import as_teacher, try_classifier
+
+LOOKED_AT = 512
+"""Images for the search of a better normalisation."""
+
+SUSPICIOUS_GAIN = 0.1
+"""Clean accuracy that another normalisation must add before it is called the likely cause."""
+
+WITHOUT = "none"
+USUAL_NORMALISATIONS = {
+    "mean and std of 0.5": ([0.5] * 3, [0.5] * 3),
+    "ImageNet's mean and std": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "CIFAR-10's mean and std": ([0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]),
+}
+
+
+def prepare_classifier(
+    role: str, model: str | nn.Module, data: ImageTensors, device: torch.device
+) -> tuple[PixelClassifier, str, list[str]]:
+    """Load a model, put it on the device and try it on two images.
+
+    Args:
+        role: what it is called in messages: ``model`` or ``surrogate``.
+        model: a module, or a name as ``create_model`` takes.
+        data: the images it will see.
+        device: where to compute.
+
+    Returns:
+        The classifier, its name, and warnings.
+
+    Raises:
+        ValueError: if it cannot take the images, has fewer logits than the data has classes, or is an architecture without
+            weights.
+    """
+    warnings = []
+    if isinstance(model, nn.Module):
+        classifier = as_classifier(model)
+        name = getattr(getattr(classifier.backbone, "config", None), "architecture", None)
+        name = name or type(classifier.backbone).__name__
+        if classifier.backbone.training:
+            warnings.append(f"the {role} was in training mode: it is evaluated in eval mode, and put back afterwards")
+    else:
+        classifier, name = as_teacher(model), _short(model)
+    classifier.to(device)
+    classes = try_classifier(role, classifier, data.pixels(slice(0, 2)).to(device))[1]
+    if classes < data.num_classes:
+        raise ValueError(f"the {role} has {classes} classes, but the data set has {data.num_classes}")
+    return classifier, str(name), warnings
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def inspect_answers(runner: AttackRunner) -> list[str]:
+    """Look at the clean answers for probabilities in place of logits, a wrong normalisation, and chance accuracy.
+
+    Returns:
+        Warnings, each with what was seen and the likely cause.
+    """
+    warnings = []
+    if gives_probabilities(runner.logits):
+        warnings.append(
+            "the model seems to return probabilities (rows in [0, 1] that sum to 1): return logits, because gradients "
+            "through a saturated softmax vanish"
+        )
+    accuracy = float(runner.correct.mean())
+    better = _better_normalisation(runner) if accuracy < 0.9 else None
+    if better is not None:
+        warnings.append(better)
+    elif accuracy <= 1.5 / runner.num_classes:
+        warnings.append(
+            f"clean accuracy is {accuracy:.1%}, about chance for {runner.num_classes} classes: check the weights, the order of "
+            "the classes and the colour channels"
+        )
+    return warnings
+
+
+def gives_probabilities(logits: np.ndarray) -> bool:
+    """Tell whether the rows ``(N, C)`` are probabilities: within [0, 1] and summing to 1, to 1e-5."""
+    within = logits.min() >= -1e-5 and logits.max() <= 1 + 1e-5
+    return bool(within and np.abs(logits.sum(axis=1) - 1).max() <= 1e-4)
+
+
+def _better_normalisation(runner: AttackRunner) -> str | None:
+    """Try other normalisations on the first images; the answer is a warning if one of them is much better."""
+    indices = np.arange(min(LOOKED_AT, len(runner.labels)))
+    now = float(runner.correct[indices].mean())
+    channels = runner.data.images.shape[1]
+    trials = {WITHOUT: ([0.0] * channels, [1.0] * channels)} if runner.model.mean is not None else {}
+    if channels == 3:
+        trials.update(USUAL_NORMALISATIONS)
+    scores = {name: _accuracy(runner, indices, mean, std) for name, (mean, std) in trials.items()}
+    best = max(scores, key=lambda name: scores[name], default=None)
+    if best is None or scores[best] < now + SUSPICIOUS_GAIN:
+        return None
+    seen = f"clean accuracy on the first {len(indices)} images is {now:.1%} as given"
+    if best == WITHOUT:
+        return (
+            f"{seen}, but {scores[best]:.1%} without the normalisation in front: the network seems to normalise by itself, so "
+            "its input is normalised twice. Load it with mean=[0, 0, 0], std=[1, 1, 1]"
+        )
+    return (
+        f"{seen}, but {scores[best]:.1%} with {best}: the network seems to expect normalised images. Pass mean= and std= to "
+        "create_model, or wrap it: PixelClassifier(network, mean, std)"
+    )
+
+
+def _accuracy(runner: AttackRunner, indices: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> float:
+    backbone, device = runner.model.backbone, runner.device
+    shift, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
+    correct = 0
+    with attack_mode(backbone), torch.no_grad(), full_precision(backbone):
+        for start in range(0, len(indices), runner.batch_size):
+            chosen = indices[start : start + runner.batch_size]
+            logits = logits_of(backbone((runner.pixels(chosen) - shift) / scale))
+            correct += int((logits.argmax(dim=1) == runner.labels_of(chosen)).sum())
+    return correct / len(indices)

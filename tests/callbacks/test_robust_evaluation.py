@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+from conftest import tiny_data, tiny_net
+from transformers import Trainer, TrainingArguments
+
+from bmtard_hooks import RobustEvaluation
+from bmtard_hooks.evaluation.report_file import load_report
+
+
+def add(trainer, *args, **kwargs):
+    callback = RobustEvaluation(trainer, *args, **kwargs)
+    trainer.add_callback(callback)
+    return callback
+
+
+def logged(trainer):
+    return [entry for entry in trainer.state.log_history if "robust_eval/clean_accuracy" in entry]
+
+
+def test_every_so_many_epochs_and_at_the_end_it_attacks_logs_and_keeps_the_best(make_trainer):
+    trainer = make_trainer(num_train_epochs=3)
+    callback = add(trainer, tiny_data(12, seed=9), {"fgsm": "fgsm", "pgd": "pgd_sat:steps=2"}, every=2)
+    trainer.train()
+    entries = logged(trainer)
+    assert [entry["epoch"] for entry in entries] == [2, 3]
+    assert {"robust_eval/fgsm_accuracy", "robust_eval/pgd_w_robust", "robust_eval/worst_case_w_robust"} <= set(
+        entries[0]
+    )
+    report = load_report(callback.directory / "report.json")
+    best = max(entry["robust_eval/worst_case_w_robust"] for entry in entries)
+    assert report.row("worst_case").w_robust == pytest.approx(best)
+    assert (callback.directory / "model.safetensors").exists()
+
+
+def test_training_is_not_disturbed(make_trainer, tmp_path):
+    plain = make_trainer(tiny_net(0, batch_norm=True, dropout=0.3), num_train_epochs=2)
+    plain.train()
+    watched = make_trainer(
+        tiny_net(0, batch_norm=True, dropout=0.3), num_train_epochs=2, output_dir=str(tmp_path / "watched")
+    )
+    add(watched, tiny_data(12, seed=9), ["pgd_sat:steps=2", "square:queries=5"])
+    watched.train()
+    for left, right in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_resumed_run_goes_on_comparing_with_the_best_so_far(make_trainer, monkeypatch):
+    first = make_trainer(num_train_epochs=2, save_strategy="epoch")
+    callback = add(first, tiny_data(12, seed=9), "fgsm")
+    first.train()
+    path = callback.directory / "report.json"
+    content = json.loads(path.read_text())
+    step = content["report"]["environment"]["step"] if "report" in content else load_report(path).environment["step"]
+    again = make_trainer(num_train_epochs=3, save_strategy="epoch", overwrite_output_dir=True)
+    follower = add(again, tiny_data(12, seed=9), "fgsm")
+    again.train(resume_from_checkpoint=True)
+    best = max(entry["robust_eval/fgsm_w_robust"] for entry in [*logged(first), *logged(again)])
+    assert load_report(path).row("fgsm").w_robust == pytest.approx(best)
+    assert follower._best == pytest.approx(best) and step in (4, 8)
+
+
+def test_it_works_with_a_plain_trainer(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny_net(0)
+
+        def forward(self, pixel_values, labels):
+            logits = self.net(pixel_values)
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    class Classifier(Net):
+        def forward(self, pixel_values, labels=None):
+            return super().forward(pixel_values, labels) if labels is not None else self.net(pixel_values)
+
+    def collate(rows):
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]).float() / 255,
+            "labels": torch.stack([row["labels"] for row in rows]),
+        }
+
+    args = TrainingArguments(str(tmp_path), num_train_epochs=1, report_to="none", disable_tqdm=True, use_cpu=True)
+    trainer = Trainer(Classifier(), args, data_collator=collate, train_dataset=tiny_data(8))
+    add(trainer, tiny_data(6, seed=1), "fgsm")
+    trainer.train()
+    assert logged(trainer)
+
+
+def test_the_test_split_is_refused_unless_asked_for(make_trainer):
+    trainer = make_trainer()
+
+    class Split(list):
+        split = "test[:50%]"
+
+    rows = Split([(torch.rand(3, 8, 8), 1)])
+    with pytest.raises(ValueError, match="allow_test_split"):
+        RobustEvaluation(trainer, rows)
+    RobustEvaluation(trainer, rows, allow_test_split=True)
+    with pytest.raises(ValueError, match="1 or more"):
+        RobustEvaluation(trainer, every=0)
+    trainer.eval_dataset = None
+    with pytest.raises(ValueError, match="no images to attack"):
+        RobustEvaluation(trainer)

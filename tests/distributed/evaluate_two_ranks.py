@@ -1,0 +1,54 @@
+"""Evaluates a tiny model on every rank and writes down what each found. Started by test_evaluation_two_ranks.py."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from accelerate import PartialState
+from conftest import tiny_data, tiny_net
+
+from bmtard_hooks import ImageTensors, evaluate_robustness
+from bmtard_hooks.evaluation.runner import AttackRunner
+
+attacked_here = 0
+original = AttackRunner._batch
+
+
+def counting(self, attack, name, indices):
+    global attacked_here
+    attacked_here += len(indices)
+    return original(self, attack, name, indices)
+
+
+def main(output, state):
+    torch.set_num_threads(1)
+    AttackRunner._batch = counting
+    net = tiny_net(0, batch_norm=True).eval()
+    images = tiny_data(30, seed=3).images
+    with torch.no_grad():
+        labels = net(images.float() / 255).argmax(1)
+    report = evaluate_robustness(
+        net,
+        ImageTensors(images, labels),
+        {"pgd": "pgd_sat:steps=4", "fgsm": "fgsm", "square": "square:queries=12"},
+        state_dir=state,
+        progress=False,
+        batch_size=8,
+        device="cpu",
+        check_images=6,
+    )
+    found = {
+        "processes": report.environment["processes"],
+        "broken": {name: outcome.broken.tolist() for name, outcome in report.outcomes.items()},
+        "queries": report.outcomes["square"].queries.tolist(),
+        "checks": [[check.id, check.status] for check in report.checks],
+        "attacked_here": attacked_here,
+    }
+    Path(output, f"rank{PartialState().process_index}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
