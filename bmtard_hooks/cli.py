@@ -90,8 +90,8 @@ def evaluate(argv: Sequence[str]) -> int:
     from accelerate import PartialState
 
     from bmtard_hooks.evaluation.evaluator import evaluate_robustness
-    from bmtard_hooks.evaluation.outputs import write_report
-    from bmtard_hooks.evaluation.tables import robustness_table
+    from bmtard_hooks.reporting.outputs import write_report
+    from bmtard_hooks.reporting.tables import robustness_table
 
     options, images = parse([EvaluateArguments, ImageArguments], argv, evaluate.__doc__)
     _require(options, "model", "output_dir")
@@ -122,9 +122,9 @@ def report(argv: Sequence[str]) -> int:
     import argparse
 
     from bmtard_hooks.evaluation.comparison import compare
-    from bmtard_hooks.evaluation.outputs import write_report
-    from bmtard_hooks.evaluation.report_file import load_report
-    from bmtard_hooks.evaluation.tables import robustness_table
+    from bmtard_hooks.reporting.outputs import write_report
+    from bmtard_hooks.reporting.report_file import load_report
+    from bmtard_hooks.reporting.tables import robustness_table
 
     parser = argparse.ArgumentParser(prog="bmtard report", description=report.__doc__)
     parser.add_argument("reports", nargs="+", help="report.json files, or the directories that hold them")

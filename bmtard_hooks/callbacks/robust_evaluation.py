@@ -11,9 +11,9 @@ from transformers import Trainer, TrainerCallback
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
-from bmtard_hooks.evaluation.report_file import load_report, save_report
 from bmtard_hooks.image_tensors import as_image_tensors
 from bmtard_hooks.randomness import untouched_randomness
+from bmtard_hooks.reporting.report_file import load_report, save_report
 
 logger = logging.getLogger(__name__)
 

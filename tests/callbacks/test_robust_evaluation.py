@@ -6,7 +6,7 @@ from conftest import tiny_data, tiny_net
 from transformers import Trainer, TrainingArguments
 
 from bmtard_hooks import RobustEvaluation
-from bmtard_hooks.evaluation.report_file import load_report
+from bmtard_hooks.reporting.report_file import load_report
 
 
 def add(trainer, *args, **kwargs):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sample_report import sample_report, worst_case_report
 
-from bmtard_hooks.evaluation.accuracy_tables import attacks_table, breakdown_tables, headline_table, robustness_tables
-from bmtard_hooks.evaluation.presentation import accuracy, attack_name, pixels, strongest
-from bmtard_hooks.evaluation.table import Cell, Column, Table, escape_markdown
-from bmtard_hooks.evaluation.tables import (
+from bmtard_hooks.reporting.accuracy_tables import attacks_table, breakdown_tables, headline_table, robustness_tables
+from bmtard_hooks.reporting.presentation import accuracy, attack_name, pixels, strongest
+from bmtard_hooks.reporting.table import Cell, Column, Table, escape_markdown
+from bmtard_hooks.reporting.tables import (
     checks_table,
     per_class_table,
     robustness_table,

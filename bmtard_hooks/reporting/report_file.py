@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bmtard_hooks.evaluation.files import write_file
 from bmtard_hooks.evaluation.report import AttackOutcome, CheckResult, Example, RobustnessReport
+from bmtard_hooks.reporting.files import write_file
 
 SCHEMA_VERSION = 1
 KIND = "bmtard_hooks robustness report"

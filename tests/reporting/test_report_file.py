@@ -6,7 +6,7 @@ import pytest
 from sample_report import sample_report, worst_case_report
 
 from bmtard_hooks.evaluation.report import AttackOutcome, Example, RobustnessReport
-from bmtard_hooks.evaluation.report_file import SCHEMA_VERSION, load_report, save_report
+from bmtard_hooks.reporting.report_file import SCHEMA_VERSION, load_report, save_report
 
 
 def assert_same(first, second):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bmtard_hooks.evaluation.accuracy_tables import (
+from bmtard_hooks.evaluation.report import RobustnessReport
+from bmtard_hooks.reporting.accuracy_tables import (
     attacks_table,
     breakdown_tables,
     headline_table,
     robustness_tables,
 )
-from bmtard_hooks.evaluation.detail_tables import (
+from bmtard_hooks.reporting.detail_tables import (
     checks_table,
     environment_table,
     per_class_table,
     reproduce_command,
     settings_table,
 )
-from bmtard_hooks.evaluation.presentation import HOW_TO_READ, model_name, require_reports
-from bmtard_hooks.evaluation.report import RobustnessReport
-from bmtard_hooks.evaluation.table import Table, escape_markdown
+from bmtard_hooks.reporting.presentation import HOW_TO_READ, model_name, require_reports
+from bmtard_hooks.reporting.table import Table, escape_markdown
 
 __all__ = ["checks_table", "per_class_table", "robustness_table", "settings_table", "title_of", "to_markdown"]
 

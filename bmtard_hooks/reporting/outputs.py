@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bmtard_hooks.evaluation.figures import draw_figures
-from bmtard_hooks.evaluation.files import write_file
-from bmtard_hooks.evaluation.page import write_page
-from bmtard_hooks.evaluation.presentation import require_reports
 from bmtard_hooks.evaluation.report import RobustnessReport
-from bmtard_hooks.evaluation.report_file import save_report
-from bmtard_hooks.evaluation.table import Table
-from bmtard_hooks.evaluation.tables import to_markdown
+from bmtard_hooks.reporting.figures import draw_figures
+from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.reporting.page import write_page
+from bmtard_hooks.reporting.presentation import require_reports
+from bmtard_hooks.reporting.report_file import save_report
+from bmtard_hooks.reporting.table import Table
+from bmtard_hooks.reporting.tables import to_markdown
 
 
 def write_report(

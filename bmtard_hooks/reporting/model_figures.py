@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bmtard_hooks.evaluation.drawing import Picture, add_legend, new_figure, plain, styles_of, to_png
-from bmtard_hooks.evaluation.presentation import attack_name, model_name, strongest
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.statistics import accuracy_error
+from bmtard_hooks.reporting.drawing import Picture, add_legend, new_figure, plain, styles_of, to_png
+from bmtard_hooks.reporting.presentation import attack_name, model_name, strongest
 
 SHORT_NAME = 22
 MOST_TICKS = 7

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bmtard_hooks.evaluation.drawing import Picture, new_figure, plain, to_png
-from bmtard_hooks.evaluation.presentation import attack_name, class_name, model_name
 from bmtard_hooks.evaluation.report import Example, RobustnessReport
+from bmtard_hooks.reporting.drawing import Picture, new_figure, plain, to_png
+from bmtard_hooks.reporting.presentation import attack_name, class_name, model_name
 
 MOST_EXAMPLES = 6
 ROW_HEIGHT = 1.5

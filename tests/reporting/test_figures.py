@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 from sample_report import sample_report, worst_case_report
 
-from bmtard_hooks.evaluation.drawing import plain
-from bmtard_hooks.evaluation.example_figure import magnification, magnified
-from bmtard_hooks.evaluation.figures import MOST_CLASSES, draw_figures, write_figures
-from bmtard_hooks.evaluation.model_figures import draw_scatter
 from bmtard_hooks.evaluation.report import Example
+from bmtard_hooks.reporting.drawing import plain
+from bmtard_hooks.reporting.example_figure import magnification, magnified
+from bmtard_hooks.reporting.figures import MOST_CLASSES, draw_figures, write_figures
+from bmtard_hooks.reporting.model_figures import draw_scatter
 
 SMALL = 40
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bmtard_hooks.evaluation.drawing import DPI, Picture, add_legend, new_figure, plain, to_png
-from bmtard_hooks.evaluation.example_figure import draw_examples
-from bmtard_hooks.evaluation.files import write_file
-from bmtard_hooks.evaluation.model_figures import draw_scatter, draw_sweep
 from bmtard_hooks.evaluation.plots import STYLES
-from bmtard_hooks.evaluation.presentation import attack_name, class_name, model_name, require_reports, strongest
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.statistics import accuracy_error
+from bmtard_hooks.reporting.drawing import DPI, Picture, add_legend, new_figure, plain, to_png
+from bmtard_hooks.reporting.example_figure import draw_examples
+from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.reporting.model_figures import draw_scatter, draw_sweep
+from bmtard_hooks.reporting.presentation import attack_name, class_name, model_name, require_reports, strongest
 
 MOST_CLASSES = 20
 

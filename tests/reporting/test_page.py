@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from sample_report import sample_report, worst_case_report
 
-from bmtard_hooks.evaluation.figures import draw_figures
-from bmtard_hooks.evaluation.outputs import write_report
-from bmtard_hooks.evaluation.page import write_page
-from bmtard_hooks.evaluation.report_file import load_report
-from bmtard_hooks.evaluation.table import Column, Table
+from bmtard_hooks.reporting.figures import draw_figures
+from bmtard_hooks.reporting.outputs import write_report
+from bmtard_hooks.reporting.page import write_page
+from bmtard_hooks.reporting.report_file import load_report
+from bmtard_hooks.reporting.table import Column, Table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 EVIL = "<script>alert(1)</script> & \"quoted\" 'name'"

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bmtard_hooks.evaluation.presentation import (
+from bmtard_hooks.evaluation.report import AttackOutcome, CheckResult, RobustnessReport
+from bmtard_hooks.evaluation.statistics import accuracy_error
+from bmtard_hooks.reporting.presentation import (
     DASH,
     accuracy,
     attack_name,
@@ -17,9 +19,7 @@ from bmtard_hooks.evaluation.presentation import (
     pixels,
     strongest,
 )
-from bmtard_hooks.evaluation.report import AttackOutcome, CheckResult, RobustnessReport
-from bmtard_hooks.evaluation.statistics import accuracy_error
-from bmtard_hooks.evaluation.table import Cell, Column, Table
+from bmtard_hooks.reporting.table import Cell, Column, Table
 
 SHOWN_APART = ("class", "eps", "norm", "images")
 COMMAND = "command"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bmtard_hooks.evaluation.comparability import differing_settings, require_same_images
-from bmtard_hooks.evaluation.presentation import (
+from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport, Row
+from bmtard_hooks.evaluation.statistics import accuracy_error
+from bmtard_hooks.reporting.presentation import (
     DASH,
     FEWEST_FOR_ERROR,
     GROUPS,
@@ -20,9 +22,7 @@ from bmtard_hooks.evaluation.presentation import (
     strongest,
     with_error,
 )
-from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport, Row
-from bmtard_hooks.evaluation.statistics import accuracy_error
-from bmtard_hooks.evaluation.table import Cell, Column, Table
+from bmtard_hooks.reporting.table import Cell, Column, Table
 
 
 def robustness_tables(reports: Sequence[RobustnessReport], columns: Sequence[str] | None = None) -> list[Table]:

@@ -8,26 +8,26 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from bmtard_hooks.evaluation.accuracy_tables import (
+from bmtard_hooks.evaluation.report import RobustnessReport
+from bmtard_hooks.reporting.accuracy_tables import (
     attacks_table,
     breakdown_tables,
     headline_table,
     robustness_tables,
 )
-from bmtard_hooks.evaluation.detail_tables import (
+from bmtard_hooks.reporting.detail_tables import (
     checks_table,
     environment_table,
     per_class_table,
     reproduce_command,
     settings_table,
 )
-from bmtard_hooks.evaluation.drawing import Picture
-from bmtard_hooks.evaluation.figures import draw_figures
-from bmtard_hooks.evaluation.files import write_file
-from bmtard_hooks.evaluation.presentation import HOW_TO_READ, model_name, require_reports
-from bmtard_hooks.evaluation.report import RobustnessReport
-from bmtard_hooks.evaluation.table import Table
-from bmtard_hooks.evaluation.tables import title_of
+from bmtard_hooks.reporting.drawing import Picture
+from bmtard_hooks.reporting.figures import draw_figures
+from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.reporting.presentation import HOW_TO_READ, model_name, require_reports
+from bmtard_hooks.reporting.table import Table
+from bmtard_hooks.reporting.tables import title_of
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -89,7 +89,7 @@ def write_page(
     parts += _section("Settings of the attacks", [_foldable(settings_table(report), fold=True) for report in reports])
     parts += _section("Data and environment", [_environment(report) for report in reports])
     parts += _section("How to read this", [_text(HOW_TO_READ)])
-    style = files("bmtard_hooks.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("bmtard_hooks.reporting").joinpath("page.css").read_text(encoding="utf-8")
     return write_file(path, PAGE.format(title=title, style=style, body="\n".join(parts)))
 
 
