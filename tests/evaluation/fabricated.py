@@ -37,6 +37,8 @@ def report_of(columns, mode="columns", count=COUNT):
         report.columns[name] = [part for part, _ in parts]
         for part, outcome in parts:
             report.outcomes[part] = outcome if isinstance(outcome, AttackOutcome) else outcome_of(outcome)
+            kind = "Square" if part.startswith("square") else "Attack"
+            report.outcomes[part].settings.setdefault("class", kind)
     return report
 
 

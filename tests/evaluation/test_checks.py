@@ -92,7 +92,7 @@ def estimation(final, half, queries=1000):
 
 
 def test_p4_wants_estimated_gradients_weaker_for_good():
-    result = look("P4", report_of({**HONEST, "spsa": estimation(0.6, 0.62)}))
+    result = look("P4", report_of({**HONEST, "spsa:images=200": estimation(0.6, 0.62)}))
     assert (result.status, result.severity) == ("pass", "error"), result
     assert "fell by 2.0 points" in result.evidence
     result = look("P4", report_of({**HONEST, "nes": estimation(0.4, 0.42)}))

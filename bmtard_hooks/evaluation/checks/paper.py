@@ -99,7 +99,7 @@ def gradient_estimation_is_weaker(context: Context) -> Finding:
     Reference:
         Uesato et al. 2018, Adversarial Risk and the Dangers of Evaluating Against Weak Attacks.
     """
-    names = [name for name in context.columns() if name in GRADIENT_ESTIMATION]
+    names = _estimations(context)
     if not names:
         raise NotRun("the report has no column of gradient estimation: spsa or nes")
     finding = _compare(context, names)
@@ -124,7 +124,7 @@ def queries_curve(context: Context) -> list[tuple[float, float, int]]:
     Returns:
         Points ``(queries, robust accuracy, images)`` at 0 and at halves of the budget; empty without such a column.
     """
-    for name in GRADIENT_ESTIMATION:
+    for name in _estimations(context):
         outcome = context.outcome(name)
         if outcome is not None and outcome.queries is not None and outcome.queries.any():
             budget = int(outcome.queries.max())
@@ -184,7 +184,7 @@ def _white_box(context: Context, count: int) -> dict[str, np.ndarray]:
     columns = {}
     for name in WHITE_BOX:
         if name in known:
-            parts = [part for part in known[name] if not part.startswith("square")]
+            parts = [part for part in known[name] if not _is_square(context, part)]
             broken = np.any([context.report.outcomes[part].broken for part in parts], axis=0)
             columns[name] = (context.report.correct & ~broken)[: context.report.scope(name)]
     shortest = min([count, *(len(robust) for robust in columns.values())])
@@ -203,12 +203,21 @@ def _unfinished(context: Context, final: np.ndarray) -> list[str]:
 
 def _only_by_square(context: Context) -> np.ndarray | None:
     parts = context.report.columns["autoattack"]
-    square = [part for part in parts if part.startswith("square")]
+    square = [part for part in parts if _is_square(context, part)]
     gradients = [part for part in parts if part not in square]
     if not square or not gradients:
         return None
     broken = [np.any([context.report.outcomes[p].broken for p in group], axis=0) for group in (square, gradients)]
     return context.report.correct & broken[0] & ~broken[1]
+
+
+def _is_square(context: Context, part: str) -> bool:
+    return bool(context.report.outcomes[part].settings["class"] == "Square")
+
+
+def _estimations(context: Context) -> list[str]:
+    """List the columns of gradient estimation, those with settings of their own (``spsa:images=200``) too."""
+    return [name for name in context.columns() if name.partition(":")[0] in GRADIENT_ESTIMATION]
 
 
 def _require(columns: dict[str, list[str]], *names: str) -> None:
