@@ -87,8 +87,7 @@ class PreviewArguments:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Measure a model's robustness and write a report."""
-    from accelerate import PartialState
-
+    from bmtard_hooks.distributed import processes
     from bmtard_hooks.evaluation.evaluator import evaluate_robustness
     from bmtard_hooks.reporting.outputs import write_report
     from bmtard_hooks.reporting.tables import robustness_table
@@ -110,7 +109,7 @@ def evaluate(argv: Sequence[str]) -> int:
         **{name: getattr(options, name) for name in ("norm", "mode", "batch_size", "seed", "clean_weight", "checks")},
         check_images=options.check_images,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         written = write_report([report], directory)
         print(robustness_table([report]))
         print(f"\n{report.verdict}\nReport: {written['html']}")
@@ -144,8 +143,7 @@ def report(argv: Sequence[str]) -> int:
 
 def preview(argv: Sequence[str]) -> int:
     """Show how much a pair of teachers knows (the paper's Table I) and at which temperatures they meet, without training."""
-    from accelerate import PartialState
-
+    from bmtard_hooks.distributed import processes
     from bmtard_hooks.evaluation.preview import preview_teachers
     from bmtard_hooks.models.teachers import as_teacher
 
@@ -161,7 +159,7 @@ def preview(argv: Sequence[str]) -> int:
         robust,
         data,
         temperatures=(options.clean_temperature, options.robust_temperature),
-        device=options.device or PartialState().device,
+        device=options.device or processes().device,
     )
     print(shown.to_markdown())
     return 0

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
+
+
+def processes() -> PartialState:
+    """Return Accelerate's state of the processes, which it makes on the first call.
+
+    Without an accelerator it has to be told so, or each of several processes would take itself for the only one.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def is_distributed() -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from bmtard_hooks.attacks.choosing import AttackPlan, choose_attacks
+from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.checks import PASSES_PER_IMAGE, run_checks
 from bmtard_hooks.evaluation.environment import describe_environment
 from bmtard_hooks.evaluation.examples import make_examples
@@ -115,7 +115,7 @@ def evaluate_robustness(
     began = time.time()
     chosen = EvaluationSettings(**settings)
     data = as_image_tensors(dataset)
-    where = torch.device(device) if device is not None else PartialState().device
+    where = torch.device(processes().device if device is None else device)
     classifier, name, warnings = prepare_classifier("model", model, data, where)
     other, other_name = None, ""
     if surrogate is not None:

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from bmtard_hooks.attacks.base import Attack
 from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.attacking import BatchOutcome, attack_batch, judge
 from bmtard_hooks.evaluation.outcome_store import UNKNOWN, OutcomeStore, Records, fingerprint_tensors
 from bmtard_hooks.evaluation.report import AttackOutcome
@@ -69,7 +69,7 @@ class AttackRunner:
         self.forward = forward
         self.listener = listener
         self.labels = data.labels.numpy()
-        self.processes = PartialState()
+        self.processes = processes()
         self.device = next(model.parameters(), torch.empty(0)).device
         key = {"weights": fingerprint_tensors(model.state_dict().values()), "seed": seed}
         key["images"] = fingerprint_tensors([data.images, data.labels])
