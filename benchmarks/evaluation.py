@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5, help="of PGD; AutoAttack is long enough to be measured once")
     parser.add_argument("--pgd_only", action="store_true")
     parser.add_argument("--output", help="JSON file")
     options = parser.parse_args()
@@ -173,10 +174,14 @@ def main() -> None:
     model = create_model(options.model).to(options.device).eval().requires_grad_(False)
     data = load_images(options.dataset, options.split, limit=options.limit)
     rows: dict[str, dict] = {}
-    for name, measure in contenders(options).items():
-        measure(model, data.subset(range(min(16, len(data))))) if name.startswith("PGD") else None  # warm up
-        rows[name] = measure(model, data)
-        print(f"{name:<50}", *(f"{key} {value:>10.4g}" for key, value in rows[name].items()), flush=True)
+    for repeat in range(options.repeats + 1):  # round 0 warms up; the fastest of the others counts
+        for name, measure in contenders(options).items():
+            if name.startswith("AutoAttack") and repeat != options.repeats:
+                continue
+            measured = measure(model, data if repeat else data.subset(range(min(16, len(data)))))
+            if repeat and measured["seconds"] <= rows.get(name, measured)["seconds"]:
+                rows[name] = measured
+                print(f"{name:<50}", *(f"{key} {value:>10.4g}" for key, value in measured.items()), flush=True)
     reference = {"PGD": "PGD-20, torchattacks", "AutoAttack": "AutoAttack, torchattacks with official settings"}
     for name in rows:
         base = reference[name.split("-")[0].split(",")[0]]

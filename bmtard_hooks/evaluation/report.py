@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bmtard_hooks.attacks.suite import UNIONS
 from bmtard_hooks.evaluation.statistics import accuracy_error, per_class_accuracy, weighted_error
 from bmtard_hooks.functional import w_robust
 
@@ -192,10 +193,17 @@ class RobustnessReport:
 
     @property
     def verdict(self) -> str:
-        """One sentence for the head of every output."""
+        """What a reader must know first, for the head of every output."""
         if self.failed_checks:
             names = ", ".join(check.id for check in self.failed_checks)
             return f"FAILED the checks against false robustness ({names}): do not believe the robust accuracies."
+        sentence = self._passed()
+        attacks = {name.rpartition("/")[2] for name in self.outcomes}
+        if not attacks.issuperset(UNIONS["autoattack"]):
+            sentence += " AutoAttack was not run: it would leave less than the attacks here."
+        return sentence
+
+    def _passed(self) -> str:
         if not any(check.status != "not run" for check in self.checks):
             return "The checks against false robustness were not run."
         warned = [check.id for check in self.checks if check.status == "fail"]

@@ -1,14 +1,11 @@
-import logging
-
 import numpy as np
 import pytest
 import torch
 import torchattacks
-from conftest import TinyNet, tiny_data, tiny_net
-from torch import nn
+from conftest import tiny_data, tiny_net
+from scene import short, trained
 
-from bmtard_hooks import PixelClassifier, evaluate_robustness
-from bmtard_hooks.attacks.base import NonFiniteLogits
+from bmtard_hooks import evaluate_robustness
 from bmtard_hooks.attacks.gradient import PGD
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
@@ -20,21 +17,6 @@ CHEAP = {
     "square": "square:queries=12",
     "rays": "rays:queries=20",
 }
-
-
-def trained():
-    """A net and images that it mostly classifies correctly, some of them robustly."""
-    net = tiny_net(0, batch_norm=True).eval()
-    images = tiny_data(40, seed=3).images
-    with torch.no_grad():
-        labels = net(images.float() / 255).argmax(1)
-    labels[::7] = (labels[::7] + 1) % 4  # clean mistakes
-    return net, ImageTensors(images, labels, ["ant", "bee", "cat", "dog"])
-
-
-def short(**options):
-    """The evaluation of the tests: no bar, no checks, AutoAttack's parts at a few steps."""
-    return {"progress": False, "checks": False, "batch_size": 16, "device": "cpu", **options}
 
 
 @pytest.fixture(autouse=True)
@@ -193,90 +175,6 @@ def test_examples_repeat_the_strongest_cheap_attack(scene):
         assert np.abs(example.adversarial.astype(int) - example.clean).max() in (7, 8)
 
 
-def test_logits_that_are_not_finite_stop_the_evaluation_and_keep_what_was_computed(scene, tmp_path):
-    net, data = scene
-
-    class Breaks(TinyNet):
-        calls = 0
-
-        def forward(self, pixel_values):
-            logits = super().forward(pixel_values)
-            type(self).calls += pixel_values.requires_grad
-            return logits * float("nan") if self.calls > 5 and pixel_values.requires_grad else logits
-
-    broken = Breaks(batch_norm=True).eval()
-    broken.load_state_dict(net.state_dict())
-    with pytest.raises(NonFiniteLogits, match="NaN or infinite"):
-        evaluate_robustness(
-            broken, data, {"fgsm": "fgsm", "pgd": "pgd_sat"}, state_dir=tmp_path, **short(fold_batch_norm=False)
-        )
-    assert list(tmp_path.glob("fgsm-*.npz"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mode": "best"}, "columns, worst_case"),
-        ({"clean_weight": 2}, r"outside \[0, 1\]"),
-        ({"batch_size": 0}, "1 or more"),
-        ({"eps": 8}, "8/255"),
-        ({"attacks": "pgd_sta"}, "did you mean"),
-    ],
-)
-def test_bad_settings_are_refused_before_anything_is_computed(scene, options, message):
-    net, data = scene
-    with pytest.raises(ValueError, match=message):
-        evaluate_robustness(net, data, **{"attacks": "fgsm", **short(), **options})
-
-
-def test_data_that_cannot_be_measured_is_refused(scene):
-    net, data = scene
-    with pytest.raises(ValueError, match="empty"):
-        evaluate_robustness(net, [], "fgsm", **short())
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
-        evaluate_robustness(net, [(torch.full((3, 8, 8), 2.0), 0)], "fgsm", **short())
-    with pytest.raises(ValueError, match="has 4 classes, but the data set has 7"):
-        evaluate_robustness(net, ImageTensors(data.images, data.labels + 3), "fgsm", **short())
-    with pytest.raises(ValueError, match="cannot take images of shape"):
-        evaluate_robustness(net, tiny_data(size=20), "fgsm", **short())
-
-
-class Normalising(nn.Module):
-    """A net that expects pixels in [0, 1] and normalises by itself."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixels):
-        return self.net((pixels - 0.9) / 0.3)
-
-
-def test_a_normalisation_too_many_or_too_few_is_named_as_the_likely_cause(scene, caplog):
-    net, data = scene
-    inner = Normalising(net).eval()
-    with torch.no_grad():
-        labels = inner(data.pixels(slice(None))).argmax(1)
-    data = ImageTensors(data.images, labels)
-    twice = PixelClassifier(inner, [0.9] * 3, [0.3] * 3)
-    with caplog.at_level(logging.WARNING):
-        report = evaluate_robustness(twice, data, "fgsm", **short())
-    assert any("normalised twice" in warning for warning in report.warnings) and "normalised twice" in caplog.text
-    assert evaluate_robustness(inner, data, "fgsm", **short()).warnings == []
-
-    with torch.no_grad():
-        bare = (data.pixels(slice(None)) - 0.5) / 0.5
-        data = ImageTensors(data.images, net(bare).argmax(1))
-    report = evaluate_robustness(net, data, "fgsm", **short())
-    assert any("with mean and std of 0.5: the network seems to expect" in warning for warning in report.warnings)
-
-
-def test_probabilities_in_place_of_logits_are_reported(scene):
-    net, data = scene
-    report = evaluate_robustness(nn.Sequential(net, nn.Softmax(dim=1)).eval(), data, "fgsm", **short())
-    assert any("probabilities" in warning for warning in report.warnings)
-
-
 def test_three_classes_fall_back_in_autoattack_and_the_report_says_so():
     net = tiny_net(0, num_classes=3).eval()
     images = tiny_data(12, seed=3).images
@@ -296,3 +194,10 @@ def test_models_by_name_and_directory(scene, tmp_path):
     assert report.model == "net" and report.num_classes == 4
     with pytest.raises(ValueError, match="no pretrained weights"):
         evaluate_robustness("resnet8_cifar", data, "fgsm", **short())
+
+
+def test_the_verdict_says_whether_autoattack_was_among_the_attacks(scene):
+    net, data = scene
+    assert "AutoAttack was not run" in evaluate_robustness(net, data, "fgsm", **short()).verdict
+    for mode in ("columns", "worst_case"):
+        assert "AutoAttack" not in evaluate_robustness(net, data, "autoattack:eps=4/255", mode=mode, **short()).verdict
