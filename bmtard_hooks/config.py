@@ -180,6 +180,11 @@ class BMTARDConfig(TrainingArguments):
             train_mode=self.attack_train_mode,
         )
 
+    @property
+    def evaluation_attack_name(self) -> str:
+        """Name of the attack of ``evaluate()``, for example ``PGD-20``; part of the key of its noise."""
+        return f"PGD-{self.eval_attack_steps}"
+
     def evaluation_attack(self) -> PGDSettings:
         """Describe the attack of ``evaluate()``: PGD-20 with cross-entropy from a uniform start."""
         return PGDSettings(

@@ -21,8 +21,8 @@ from transformers import PrinterCallback
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, create_model, load_teacher
 from bmtard_hooks.arguments import parse
-from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
 from bmtard_hooks.evaluation.plots import plot_balance
+from bmtard_hooks.recipe import measure
 
 TEST_IMAGES, VALIDATION_IMAGES = 797, 500  # the 500 others are for training
 EPS = 0.2  # of the range from black to white; the 8/255 of photographs would hardly hurt on digits
@@ -93,11 +93,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         robust_teacher=load_teacher(str(directories["robust teacher"])),
     )
 
-    attack = trainer.args.evaluation_attack()
-    rows = {name: pgd_accuracy(create_model(str(path)), test, attack) for name, path in directories.items()}
+    models = {name: load_teacher(str(path)) for name, path in directories.items()}
+    rows, table = measure(models, test, trainer.args)
     picture = Path(arguments.output_dir) / "balance.png"
     plot_balance(trainer.state.log_history, picture, "B-MTARD on handwritten digits")
-    print(f"\n{len(test)} test images, in percent\n{accuracy_table(rows)}\n\n{verdict(rows)}")
+    print(f"\n{table}\n\n{verdict(rows)}")
     print(f"Models are in {arguments.output_dir}, temperatures and weights over the student's run in {picture}")
     return rows
 

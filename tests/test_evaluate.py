@@ -8,7 +8,7 @@ from transformers import EarlyStoppingCallback
 from bmtard_hooks import PGDSettings, pgd
 from bmtard_hooks.attacks import cross_entropy
 from bmtard_hooks.attacks.pgd import draw_noise_by_image
-from bmtard_hooks.evaluation.pgd_accuracy import accuracy_table, pgd_accuracy
+from bmtard_hooks.recipe import measure
 
 
 def test_metrics_are_those_of_a_plain_loop(make_trainer):
@@ -17,7 +17,7 @@ def test_metrics_are_those_of_a_plain_loop(make_trainer):
     found = trainer.evaluate()
     model, images = tiny_net(0).eval(), data.images.float() / 255
     settings = PGDSettings(0.1, 0.03, 5, "linf", "uniform", clip_start=True)
-    noise = draw_noise_by_image(range(30), images.shape[1:], settings, 42, "eval")
+    noise = draw_noise_by_image(range(30), images.shape[1:], settings, 42, "PGD-5", "start", 0)
     attacked = pgd(model, images, cross_entropy(data.labels), settings, noise=noise)
     with torch.no_grad():
         clean = model(images).argmax(1) == data.labels
@@ -27,8 +27,9 @@ def test_metrics_are_those_of_a_plain_loop(make_trainer):
     assert found["eval_w_robust"] == pytest.approx((clean.float().mean() + robust.float().mean()).item() / 2)
     assert found["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(model(images), data.labels).item())
     assert clean.sum() > 0 and robust.sum() < clean.sum()
-    same = pgd_accuracy(tiny_net(0), data, settings, batch_size=11)
-    assert same == {key: pytest.approx(found[f"eval_{key}"]) for key in same}
+    rows, table = measure({"student": tiny_net(0).eval()}, data, trainer.args)
+    assert rows["student"] == {key: pytest.approx(found[f"eval_{key}"]) for key in rows["student"]}
+    assert "| student |" in table and "PGD-5" in table and "n = 30 images" in table
 
 
 def test_result_does_not_depend_on_batch_size_and_repeats(make_trainer):
@@ -38,10 +39,6 @@ def test_result_does_not_depend_on_batch_size_and_repeats(make_trainer):
         metrics = make_trainer(eval_dataset=data, eps=0.05, per_device_eval_batch_size=batch).evaluate()
         results.append([metrics[f"eval_{key}"] for key in ("clean_accuracy", "robust_accuracy", "w_robust")])
     assert results[0] == results[1] == results[2]
-    settings = PGDSettings(0.5, 0.1, 3, "l2", "uniform")
-    assert pgd_accuracy(tiny_net(0), data, settings, batch_size=30) == pgd_accuracy(
-        tiny_net(0), data, settings, batch_size=7
-    )
 
 
 def test_drop_last_of_the_training_loader_spares_the_evaluation(make_trainer):
@@ -144,11 +141,3 @@ def test_evaluation_restores_every_random_generator(make_trainer):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     trainer.evaluate()
     assert expected == (random.random(), np.random.rand(), torch.rand(1).item())
-
-
-def test_table_has_a_row_per_model():
-    row = {"clean_accuracy": 0.8820, "robust_accuracy": 0.5168, "w_robust": 0.6994}
-    table = accuracy_table({"student": row}, "PGD-20").splitlines()
-    assert table[0].split("|")[1:-1] == [" model   ", " clean  ", " PGD-20 ", " W-Robust "]
-    assert [cell.strip() for cell in table[2].split("|")[1:-1]] == ["student", "88.20", "51.68", "69.94"]
-    assert len({len(line) for line in table}) == 1

@@ -187,6 +187,10 @@ class Attack(ABC):
     def passes(self, num_classes: int) -> int:
         """Count the forward plus backward passes that an image costs at most, for estimates and for ordering."""
 
+    def images_at_once(self, batch_size: int) -> int:
+        """Count the images of a batch whose forwards are to hold ``batch_size`` images; fewer if each has several."""
+        return batch_size
+
     def notes(self, num_classes: int) -> list[str]:
         """Tell what a reader of the report must know, for example that a loss was replaced for want of classes."""
         return []

@@ -113,6 +113,10 @@ class SPSA(Attack):
             for first in range(0, self.pairs, PAIRS_PER_DRAW):
                 yield slice(row, min(row + together, count)), first, min(PAIRS_PER_DRAW, self.pairs - first)
 
+    def images_at_once(self, batch_size: int) -> int:
+        """See ``Attack``."""
+        return max(1, batch_size // (2 * min(self.pairs, PAIRS_PER_DRAW)))
+
     def passes(self, num_classes: int) -> int:
         """See ``Attack``."""
         return self.steps * (2 * self.pairs + 1)

@@ -75,7 +75,11 @@ def _fold(classifier: PixelClassifier, network: nn.Module) -> tuple[Callable[[Te
     module = folded.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     for parameter in module.parameters():
         parameter.grad = None
-    return lambda pixels: normalisation.logits(module, pixels), None
+
+    def forward(pixels: Tensor) -> Tensor:
+        return normalisation.logits(module, pixels.contiguous(memory_format=torch.channels_last))
+
+    return forward, None
 
 
 def _disagreement(classifier: PixelClassifier, forward: Callable[[Tensor], Tensor], images: Tensor) -> str | None:

@@ -78,7 +78,9 @@ class EvaluatesRobustness(Trainer):
         settings, noise = self.args.evaluation_attack(), None
         if "image_index" in batch:
             indices = batch["image_index"].tolist()
-            noise = draw_noise_by_image(indices, pixels.shape[1:], settings, self.args.seed, "eval")
+            # The noise that evaluate_robustness gives an attack of this name, so that both measure the same.
+            key = (self.args.seed, self.args.evaluation_attack_name, "start", 0)
+            noise = draw_noise_by_image(indices, pixels.shape[1:], settings, *key)
         with attack_mode(self.model):
             adversarial = pgd(
                 self.student,

@@ -143,8 +143,9 @@ class AttackRunner:
     ) -> None:
         if self.listener is not None:
             self.listener.attack_started(name, len(mine), attack.passes(self.num_classes))
-        for start in range(0, len(mine), self.batch_size):
-            indices = mine[start : start + self.batch_size]
+        at_once = attack.images_at_once(self.batch_size)
+        for start in range(0, len(mine), at_once):
+            indices = mine[start : start + at_once]
             columns, totals = self._batch(attack, name, indices)
             for records in (own, new):
                 records.add(columns, totals)
