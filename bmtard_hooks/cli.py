@@ -27,6 +27,7 @@ class ImageArguments:
     label_column: str | None = _option(None, "Label column (usual names are found).")
     limit: int | None = _option(None, "Use only the first so many images.")
     image_size: int | None = _option(None, "Scale and crop images to squares of this side.")
+    image_mode: str = _option("RGB", "RGB, or L for models of one channel.")
 
     def load(self) -> Any:
         """Read the images."""
@@ -39,6 +40,7 @@ class ImageArguments:
             label_column=self.label_column,
             limit=self.limit,
             image_size=self.image_size,
+            mode=self.image_mode,
         )
 
 
@@ -188,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return COMMANDS[arguments[0]](arguments[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: files, directories, and hubs that cannot be reached
         print(f"bmtard {arguments[0]}: {error}", file=sys.stderr)
         return 2
 

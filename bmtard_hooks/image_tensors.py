@@ -20,12 +20,19 @@ class ImageTensors(torch.utils.data.Dataset):
         images: ``(N, C, H, W)`` uint8, or float32 in [0, 1] where the pixels are not bytes.
         labels: ``(N,)`` integers.
         label_names: name of each class, if known.
+        split_name: what the data set calls the split, if known (``test`` …).
 
     Raises:
         ValueError: for other types or shapes, pixels outside [0, 1], or another number of labels than images.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, label_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        label_names: Sequence[str] | None = None,
+        split_name: str | None = None,
+    ) -> None:
         if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
                 f"images {images.dtype} {tuple(images.shape)} and {len(labels)} labels: expected uint8 or float32 "
@@ -36,6 +43,7 @@ class ImageTensors(torch.utils.data.Dataset):
         self.images = images
         self.labels = labels.long()
         self.label_names = list(label_names) if label_names is not None else None
+        self.split_name = split_name
 
     def pixels(self, indices: Tensor | slice) -> Tensor:
         """Return some images as ``(B, C, H, W)`` float32 in [0, 1]."""
@@ -61,7 +69,7 @@ class ImageTensors(torch.utils.data.Dataset):
     def subset(self, indices: Sequence[int] | Tensor) -> ImageTensors:
         """Copy some of the images."""
         chosen = torch.as_tensor(indices, dtype=torch.long)
-        return ImageTensors(self.images[chosen], self.labels[chosen], self.label_names)
+        return ImageTensors(self.images[chosen], self.labels[chosen], self.label_names, self.split_name)
 
     def split(self, held_out: int, seed: int = 0) -> tuple[ImageTensors, ImageTensors]:
         """Divide at random into the rest and ``held_out`` images, for choosing checkpoints without the test set."""
@@ -125,6 +133,8 @@ def as_image_tensors(
     Raises:
         ValueError: if it is empty, has no labels, a column is missing or the images differ in size.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: pass a positive number of images, or None for all")
     count = len(rows) if limit is None else min(limit, len(rows))
     if count == 0:
         raise ValueError("the data set is empty: there is nothing to measure or to train on")
@@ -145,7 +155,8 @@ def as_image_tensors(
             "choose a split with labels"
         )
     names = getattr((getattr(rows, "features", None) or {}).get(label_key), "names", None)
-    return ImageTensors(images, torch.tensor(labels), names)
+    split = getattr(rows, "split", None)
+    return ImageTensors(images, torch.tensor(labels), names, None if split is None or callable(split) else str(split))
 
 
 def _decode(image: Any, mode: str, size: int | None) -> Tensor:

@@ -44,6 +44,9 @@ class Target:
     def __call__(self, images: Tensor) -> Tensor:
         """Classify, with gradients if the caller enabled them and ``images`` asks for them."""
         logits = self._forward(images)
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            # A model that cuts its gradient has the gradient zero, which the attacks must survive and the checks report.
+            logits = logits + 0 * images.flatten(1).sum(dim=1, keepdim=True)
         self.forwards += len(images)
         if logits.requires_grad:
             self.backwards += len(images)
@@ -167,7 +170,7 @@ class Attack(ABC):
             )
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(f"eps={self.eps} is outside (0, 1]: pixels are in [0, 1], pass {self.eps:g}/255")
-        if self.images is not None and self.images < 1:
+        if self.images is not None and (self.images != int(self.images) or self.images < 1):
             raise ValueError(f"images={self.images}: pass a positive number of images, or None for all")
 
     @abstractmethod
@@ -198,6 +201,13 @@ class Attack(ABC):
     def replace(self, **changes: Any) -> Attack:
         """Copy with some settings changed."""
         return replace(self, **changes)
+
+    def identity(self) -> dict[str, Any] | None:
+        """Say, as plain JSON values, what outcomes depend on besides the model; None if nobody can know.
+
+        Outcomes kept on disk are used again only for the same identity.
+        """
+        return self.settings()
 
     def settings(self) -> dict[str, Any]:
         """Every setting as plain JSON values, with the attack's class."""

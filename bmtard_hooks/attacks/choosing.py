@@ -30,12 +30,19 @@ class AttackPlan:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, column: str, attacks: Mapping[str, Attack]) -> None:
-        """Add a column and its attacks; raises ``ValueError`` if the column exists."""
-        if column in self.columns:
+        """Add a column and its attacks, which share their outcomes with equal attacks of the same name.
+
+        Raises:
+            ValueError: if the column exists and is another one.
+        """
+        named = {
+            name if self.attacks.get(name, attack) == attack else f"{column}/{name}": attack
+            for name, attack in attacks.items()
+        }
+        if column in self.columns and self.columns[column] != list(named):
             raise ValueError(f"{column!r} was asked for twice: give one of them a name of its own with a mapping")
-        for name, attack in attacks.items():
-            self.attacks.setdefault(name, attack)
-        self.columns[column] = list(attacks)
+        self.attacks.update(named)
+        self.columns[column] = list(named)
 
 
 def choose_attacks(
@@ -71,7 +78,7 @@ def choose_attacks(
             reason = chooser.obstacle(name)
             if reason is not None:
                 plan.warnings.append(f"{name} was left out: {reason}.")
-            elif name not in plan.columns:
+            else:
                 plan.add(name, chooser.attacks(name, name))
         if not isinstance(source, str) or source not in PRESETS:
             column = source if isinstance(source, str) else _name_of(source)
@@ -96,6 +103,8 @@ class _Chooser:
             ball: dict[str, Any] = {} if hasattr(source, "eps") else {"eps": self.eps, "norm": self.norm}
             return {column: Foreign(run=source, name=column, **ball)}
         name, changes = _split(source)
+        if name in PRESETS:
+            raise ValueError(f"{source!r}: {name} is a list of attacks, give the settings to each of them")
         parts = UNIONS.get(name, (name,))
         named: dict[str, Attack] = {}
         for part in parts:
@@ -127,9 +136,9 @@ class _Chooser:
         inner: dict[str, Any] = {}
         for key, text in changes.items():
             if key in _settings(attack):
-                values[key] = _value(text)
+                values[key] = _value(attack, key, text, name)
             elif isinstance(attack, Transfer) and key in _settings(attack.attack):
-                inner[key] = _value(text)
+                inner[key] = _value(attack.attack, key, text, name)
             else:
                 raise ValueError(f"{name} has no setting {key!r}: {_nearest(key, _settings(attack))}")
         if isinstance(attack, Transfer):
@@ -176,17 +185,24 @@ def _split(word: str) -> tuple[str, dict[str, str]]:
     return name.strip(), changes
 
 
-def _value(text: str) -> Any:
-    words: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    readers: tuple[Callable[[str], Any], ...] = (int, read_number)
-    for read in readers:
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
+def _value(attack: Attack, key: str, text: str, name: str) -> Any:
+    """Read a setting's value by the type that its class declares."""
+    declared = next(str(entry.type) for entry in fields(attack) if entry.name == key)
+    readers: dict[str, Callable[[str], Any]] = {"bool": _read_bool, "int": int, "float": read_number, "str": str}
+    kind = declared.removesuffix(" | None")
+    if declared != kind and text.lower() == "none":
+        return None
+    try:
+        return readers[kind](text)
+    except ValueError as error:
+        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number or a fraction such as 8/255"}
+        raise ValueError(f"{name}:{key}={text}: expected {wanted[kind]}") from error
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 def read_number(text: str) -> float:

@@ -137,6 +137,10 @@ class Foreign(Attack):
             return max(1, queries)
         return max(1, 2 * steps) if isinstance(steps, int) else 1
 
+    def identity(self) -> dict[str, Any] | None:
+        """Nobody can know what somebody else's code depends on, so its outcomes are never taken from disk."""
+        return None
+
     def settings(self) -> dict[str, Any]:
         """See ``Attack``; ``run`` is given by its class or function, ``options`` are its plain attributes."""
         kind: Any = self.run if hasattr(self.run, "__qualname__") else type(self.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -80,6 +81,13 @@ class Transfer(Attack):
     def passes(self, num_classes: int) -> int:
         """Count the passes through the surrogate."""
         return self.attack.passes(num_classes)
+
+    def identity(self) -> dict[str, Any] | None:
+        """See ``Attack``; two surrogates of one name differ by their weights, buffers and structure."""
+        digest = hashlib.sha256(repr(self.surrogate).encode())
+        for tensor in (*self.surrogate.parameters(), *self.surrogate.buffers()):  # also buffers that are not saved
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return {**self.settings(), "weights": digest.hexdigest()[:16]}
 
     def settings(self) -> dict[str, Any]:
         """See ``Attack``; the surrogate is given by its name, the inner attack by its settings."""

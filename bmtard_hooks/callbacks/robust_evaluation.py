@@ -34,7 +34,7 @@ class RobustEvaluation(TrainerCallback):
     Args:
         trainer: a ``BMTARDTrainer``, or any Trainer whose model takes pixels in [0, 1] or carries its normalisation.
         dataset: images to attack, not those of the final table; by default the Trainer's evaluation set.
-        attacks: see ``choose_attacks``. The model is chosen by the union of them.
+        attacks: see ``choose_attacks``. The model is chosen by their worst case.
         every: epochs between evaluations, 1 or more; the last epoch is always evaluated.
         limit: use only the first so many images.
         allow_test_split: accept a data set that calls itself ``test``. Choosing a checkpoint on the test split makes its
@@ -61,7 +61,8 @@ class RobustEvaluation(TrainerCallback):
         dataset = trainer.eval_dataset if dataset is None else dataset
         if dataset is None:
             raise ValueError("no images to attack: pass dataset=, or give the Trainer an eval_dataset")
-        split = str(getattr(dataset, "split", ""))
+        split = getattr(dataset, "split_name", None) or getattr(dataset, "split", None)
+        split = "" if split is None or callable(split) else str(split)
         if split.partition("[")[0] in TEST_SPLITS and not allow_test_split:
             raise ValueError(
                 f"the data set is the split {split!r}: choosing a checkpoint on it makes its accuracy too good. Hold out "
@@ -115,7 +116,9 @@ class RobustEvaluation(TrainerCallback):
 
 
 def _w_robust(report: RobustnessReport) -> float:
-    return report.row(WORST_CASE if WORST_CASE in report.columns else next(iter(report.columns))).w_robust
+    if WORST_CASE in report.columns:
+        return report.row(WORST_CASE).w_robust
+    return min(row.w_robust for row in report.rows())
 
 
 def _metrics(report: RobustnessReport) -> dict[str, float]:

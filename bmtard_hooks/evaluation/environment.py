@@ -16,16 +16,21 @@ from typing import Any
 import torch
 
 from bmtard_hooks._version import __version__
+from bmtard_hooks.attacks.choosing import AttackPlan
+from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 
 PACKAGES = ("torch", "timm", "transformers", "accelerate", "datasets", "torchattacks", "numpy", "scipy")
 
 
-def describe_environment(runner: AttackRunner, settings: Any, plan: Any, began: float) -> dict[str, Any]:
+def describe_environment(
+    runner: AttackRunner, report: RobustnessReport, settings: Any, plan: AttackPlan, began: float
+) -> dict[str, Any]:
     """Collect what a reader needs to repeat an evaluation, as plain JSON values.
 
     Args:
         runner: of the evaluation.
+        report: what it measured; outcomes taken up from an interrupted run are in ``seconds_of_attacks``, not ``seconds``.
         settings: dataclass of its settings.
         plan: its attacks.
         began: ``time.time()`` at its start.
@@ -41,13 +46,19 @@ def describe_environment(runner: AttackRunner, settings: Any, plan: Any, began: 
         "seed": runner.seed,
         "started": datetime.fromtimestamp(began, timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.time() - began, 1),
+        "seconds_of_attacks": round(sum(outcome.seconds for outcome in report.outcomes.values()), 1),
         "settings": asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {},
         "attacks": {name: attack.settings() for name, attack in plan.attacks.items()},
         "folded_batch_norm": runner.forward is not None,
         "weights": runner.store.key["weights"],
         "images": runner.store.key["images"],
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> str:
+    path = Path(sys.argv[0])
+    return "bmtard" if path.stem == "cli" else path.name
 
 
 def package_versions() -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bmtard_hooks.attacks.choosing import AttackPlan, choose_attacks
 from bmtard_hooks.distributed import processes
@@ -18,11 +19,12 @@ from bmtard_hooks.evaluation.checks import PASSES_PER_IMAGE, run_checks
 from bmtard_hooks.evaluation.environment import describe_environment
 from bmtard_hooks.evaluation.examples import make_examples
 from bmtard_hooks.evaluation.folding import folded_forward
-from bmtard_hooks.evaluation.preflight import inspect_answers, prepare_classifier
+from bmtard_hooks.evaluation.preflight import inspect_answers, load_classifier, place_classifier
 from bmtard_hooks.evaluation.progress import EvaluationProgress
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import as_image_tensors
+from bmtard_hooks.models.create import channels_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ class EvaluationSettings:
 
 
 def evaluate_robustness(
-    model: str | nn.Module,
+    model: str | nn.Module | Callable[[Tensor], Tensor],
     dataset: Any,
     attacks: Any = "paper",
     *,
@@ -92,8 +94,8 @@ def evaluate_robustness(
     the batch size nor the number of processes changes the result.
 
     Args:
-        model: any module from pixels in [0, 1] to logits, a transformers image classifier, a timm model, or a name as
-            ``create_model`` takes. Evaluated in eval mode and float32; its modes are restored.
+        model: any module or function from pixels in [0, 1] to logits, a transformers image classifier, a timm model, or a
+            name as ``create_model`` takes. Evaluated in eval mode and float32; its modes are restored, it stays on the device.
         dataset: ``ImageTensors``, a ``datasets.Dataset``, or a sequence of ``(image, label)``.
         attacks: see ``choose_attacks``.
         surrogate: model for the transfer attacks, in the same forms; in the paper the robust teacher.
@@ -114,12 +116,14 @@ def evaluate_robustness(
     """
     began = time.time()
     chosen = EvaluationSettings(**settings)
-    data = as_image_tensors(dataset)
-    where = torch.device(processes().device if device is None else device)
-    classifier, name, warnings = prepare_classifier("model", model, data, where)
+    where = _device(device)
+    classifier, name, warnings = load_classifier("model", model)
+    data = as_image_tensors(dataset, mode="L" if channels_of(classifier) == 1 else "RGB")
+    place_classifier("model", classifier, data, where)
     other, other_name = None, ""
     if surrogate is not None:
-        other, other_name, _ = prepare_classifier("surrogate", surrogate, data, where)
+        other, other_name, _ = load_classifier("surrogate", surrogate)
+        place_classifier("surrogate", other, data, where)
     plan = choose_attacks(
         attacks, eps=chosen.eps, norm=chosen.norm, surrogate=other, surrogate_name=other_name or "surrogate"
     )
@@ -143,8 +147,17 @@ def evaluate_robustness(
     for warning in report.warnings:
         logger.warning(warning)
     _measure(runner, plan, report, chosen, progress)
-    report.environment = describe_environment(runner, chosen, plan, began)
+    report.environment = describe_environment(runner, report, chosen, plan, began)
     return report
+
+
+def _device(given: torch.device | str | None) -> torch.device:
+    if given is None:
+        return torch.device(processes().device)
+    try:
+        return torch.device(given)
+    except RuntimeError as error:
+        raise ValueError(f"device={given!r} is unknown: pass cpu, cuda or cuda:0") from error
 
 
 def _measure(
@@ -164,29 +177,49 @@ def _measure(
 
 
 def run_columns(runner: AttackRunner, plan: AttackPlan, report: RobustnessReport) -> None:
-    """Run every column on all clean-correct images; within a union each attack sees what the earlier ones left.
-
-    The worst case is that of the attacks which had every image.
-    """
+    """Run every column on all clean-correct images; within a union each attack sees what the earlier ones left."""
     for column, parts in plan.columns.items():
         alive = runner.correct.copy()
         for part in parts:
             alive = _attack(runner, plan, report, part, alive)
         report.columns[column] = list(parts)
-    everywhere = [name for name, outcome in report.outcomes.items() if outcome.scope == len(runner.labels)]
-    if len(everywhere) > 1:
-        report.columns[WORST_CASE] = everywhere
+    together = comparable_attacks(plan, len(runner.labels))
+    if len(together) > 1:
+        report.columns[WORST_CASE] = together
 
 
 def run_worst_case(runner: AttackRunner, plan: AttackPlan, report: RobustnessReport) -> None:
     """Run the attacks from the cheapest to the dearest, each on what the earlier ones left."""
+    together = comparable_attacks(plan, len(runner.labels))
+    left_out = [name for name in plan.attacks if name not in together]
+    if left_out:
+        report.warnings.append(
+            f"{', '.join(left_out)} not run: the worst case is that of attacks with one norm and radius on the same images"
+        )
     alive = runner.correct.copy()
-    order = sorted(plan.attacks, key=lambda name: plan.attacks[name].passes(runner.num_classes))
-    for name in order:
+    for name in sorted(together, key=lambda name: plan.attacks[name].passes(runner.num_classes)):
         alive = _attack(runner, plan, report, name, alive)
-        if plan.attacks[name].images is not None:
-            report.warnings.append(f"{name} had only the first {plan.attacks[name].images} images of the worst case.")
-    report.columns[WORST_CASE] = order
+        report.columns.setdefault(WORST_CASE, []).append(name)
+
+
+def comparable_attacks(plan: AttackPlan, images: int) -> list[str]:
+    """Choose the attacks that can be summed up in one worst case.
+
+    They have the norm and radius that most attacks have, and of these the ones on the most images: an image is not robust
+    because an attack was not meant for it.
+
+    Args:
+        plan: the attacks.
+        images: number of images of the data set.
+    """
+    balls = [(attack.norm, attack.eps) for attack in plan.attacks.values()]
+    ball = max(balls, key=balls.count)
+    scopes = {
+        name: min(attack.images or images, images)
+        for name, attack in plan.attacks.items()
+        if (attack.norm, attack.eps) == ball
+    }
+    return [name for name, scope in scopes.items() if scope == max(scopes.values())]
 
 
 def _attack(

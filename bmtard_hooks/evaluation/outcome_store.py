@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bmtard_hooks.models.pixels import PixelClassifier
+
 COLUMNS = ("index", "broken", "broken_on_the_way", "queries")
 TOTALS = ("forwards", "backwards", "seconds")
 UNKNOWN = -1
 """Stands for an outcome that the attack does not tell."""
+
+LONGEST_NAME = 60
+PROBED, COARSE = 8, 100
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,23 +63,27 @@ class OutcomeStore:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
 
-    def load(self, name: str, settings: Mapping[str, Any], own: bool = False) -> Records:
-        """Read what all processes have kept of an attack, or with ``own`` only this one."""
+    def load(self, name: str, identity: Mapping[str, Any] | None, own: bool = False) -> Records:
+        """Read what all processes have kept of an attack, or with ``own`` only this one; damaged files are skipped."""
         records = Records()
-        if self.directory is None:
+        if self.directory is None or identity is None:
             return records
-        pattern = f"{self._stem(name, settings)}-{self.rank if own else '*'}.npz"
+        pattern = f"{self._stem(name, identity)}-{self.rank if own else '*'}.npz"
         for path in sorted(self.directory.glob(pattern)):
-            with np.load(path) as content:
-                columns = dict(zip(COLUMNS, content["rows"], strict=True))
-                records.add(columns, {name: float(content[name]) for name in TOTALS})
+            try:
+                with np.load(path) as content:
+                    columns = dict(zip(COLUMNS, content["rows"], strict=True))
+                    totals = {total: float(content[total]) for total in TOTALS}
+                records.add(columns, totals)
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                logger.warning("%s is damaged (%s): its outcomes are measured again", path, error)
         return records
 
-    def save(self, name: str, settings: Mapping[str, Any], own: Records) -> None:
+    def save(self, name: str, identity: Mapping[str, Any] | None, own: Records) -> None:
         """Replace this process's file for an attack."""
-        if self.directory is None:
+        if self.directory is None or identity is None:
             return
-        path = self.directory / f"{self._stem(name, settings)}-{self.rank}.npz"
+        path = self.directory / f"{self._stem(name, identity)}-{self.rank}.npz"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, rows=own.table(), **own.totals)  # type: ignore[arg-type]
@@ -78,9 +91,9 @@ class OutcomeStore:
             os.fsync(stream.fileno())
         partial.replace(path)
 
-    def _stem(self, name: str, settings: Mapping[str, Any]) -> str:
-        safe = "".join(letter if letter.isalnum() or letter in "_." else "_" for letter in name)
-        return f"{safe}-{fingerprint([name, settings, self.key])}"
+    def _stem(self, name: str, identity: Mapping[str, Any]) -> str:
+        safe = "".join(letter if letter.isalnum() or letter in "_." else "_" for letter in name[:LONGEST_NAME])
+        return f"{safe}-{fingerprint([name, identity, self.key])}"
 
 
 def fingerprint(value: Any) -> str:
@@ -96,3 +109,23 @@ def fingerprint_tensors(tensors: Iterable[Tensor]) -> str:
         digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
         digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
     return digest.hexdigest()[:16]
+
+
+def fingerprint_model(model: PixelClassifier, logits: np.ndarray) -> dict[str, str]:
+    """Hash what a model is: its weights, its normalisation, its structure, and what it answers.
+
+    The answers tell apart models that compute differently with the same weights. They enter as predictions and as the
+    first logits, rounded so coarsely that another device or thread count seldom changes them.
+
+    Args:
+        model: the classifier.
+        logits: ``(N, C)`` its answers to the images.
+    """
+    buffers = [values for values in (model.mean, model.std) if values is not None]
+    scale = np.abs(logits[:PROBED]).max() or 1.0
+    answers = [torch.from_numpy(logits.argmax(axis=1)), torch.from_numpy(np.rint(logits[:PROBED] / scale * COARSE))]
+    return {
+        "weights": fingerprint_tensors([*model.state_dict().values(), *buffers]),
+        "structure": fingerprint(repr(model)),
+        "answers": fingerprint_tensors(answers),
+    }

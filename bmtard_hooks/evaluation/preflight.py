@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.evaluation.runner import AttackRunner
@@ -30,38 +32,79 @@ USUAL_NORMALISATIONS = {
 }
 
 
-def prepare_classifier(
-    role: str, model: str | nn.Module, data: ImageTensors, device: torch.device
-) -> tuple[PixelClassifier, str, list[str]]:
-    """Load a model, put it on the device and try it on two images.
+class FunctionClassifier(nn.Module):
+    """A function from pixels to logits as a module.
+
+    Args:
+        function: maps ``(B, C, H, W)`` in [0, 1] to logits ``(B, K)``.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(pixels)
+
+
+def load_classifier(role: str, model: Any) -> tuple[PixelClassifier, str, list[str]]:
+    """Turn what a user passed as a model into a classifier.
 
     Args:
         role: what it is called in messages: ``model`` or ``surrogate``.
-        model: a module, or a name as ``create_model`` takes.
-        data: the images it will see.
-        device: where to compute.
+        model: a module, a name as ``create_model`` takes, or a function from pixels to logits.
 
     Returns:
         The classifier, its name, and warnings.
 
     Raises:
-        ValueError: if it cannot take the images, has fewer logits than the data has classes, or is an architecture without
-            weights.
+        ValueError: for a name under which no weights can be loaded, and for weights that are not float32.
+        TypeError: if it is none of these.
     """
-    warnings = []
-    if isinstance(model, nn.Module):
-        classifier = as_classifier(model)
-        name = getattr(getattr(classifier.backbone, "config", None), "architecture", None)
-        name = name or type(classifier.backbone).__name__
-        if classifier.backbone.training:
-            warnings.append(f"the {role} was in training mode: it is evaluated in eval mode, and put back afterwards")
-    else:
-        classifier, name = as_teacher(model), _short(model)
-    classifier.to(device)
-    classes = try_classifier(role, classifier, data.pixels(slice(0, 2)).to(device))[1]
+    if isinstance(model, (str, Path)):
+        return _load(role, str(model)), _short(str(model)), []
+    if not callable(model):
+        raise TypeError(f"the {role} is {type(model).__name__}: expected a module, a name, or a function of pixels")
+    module = model if isinstance(model, nn.Module) else FunctionClassifier(model)
+    classifier = as_classifier(module, record=False)
+    others = {str(p.dtype) for p in classifier.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    if others:
+        raise ValueError(
+            f"the {role} has {', '.join(sorted(others))} weights: evaluate in float32, pass model.float()"
+        )
+    network = classifier.backbone
+    known = getattr(getattr(network, "config", None), "architecture", None)
+    name = known or getattr(model, "__name__", None) or type(network).__name__
+    if network.training and any(True for _ in network.parameters()):
+        return classifier, name, [f"the {role} was in training mode: it is evaluated in eval mode, and put back after"]
+    return classifier, name, []
+
+
+def _load(role: str, name: str) -> PixelClassifier:
+    try:
+        return as_teacher(name)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the {role} {name!r} cannot be loaded, neither from a directory here nor as a hub id: {reason}"
+        ) from error
+
+
+def place_classifier(role: str, classifier: PixelClassifier, data: ImageTensors, device: torch.device) -> None:
+    """Put a classifier on the device and try it on two images.
+
+    Raises:
+        ValueError: if the device cannot be used, it cannot take the images, or has fewer logits than the data has classes.
+    """
+    try:
+        classifier.to(device)
+        images = data.pixels(slice(0, 2)).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    classes = try_classifier(role, classifier, images)[1]
     if classes < data.num_classes:
         raise ValueError(f"the {role} has {classes} classes, but the data set has {data.num_classes}")
-    return classifier, str(name), warnings
 
 
 def _short(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from bmtard_hooks.evaluation.statistics import accuracy_error, per_class_accurac
 from bmtard_hooks.functional import w_robust
 
 WORST_CASE = "worst_case"
-"""Name of the column in which an image counts as robust only if no attack of the evaluation broke it."""
+"""Name of the column in which an image is robust only if none of the attacks of one ball on the same images broke it."""
 
 
 @dataclass
@@ -41,6 +42,11 @@ class AttackOutcome:
     backwards: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def ball(self) -> tuple[str, float]:
+        """Norm and radius."""
+        return str(self.settings.get("norm", "linf")), round(float(self.settings.get("eps", math.nan)), 9)
 
     @property
     def scope(self) -> int:
@@ -149,9 +155,13 @@ class RobustnessReport:
         return self.predictions == self.labels
 
     def scope(self, column: str) -> int:
-        """Count the images a column speaks of: the data set's first so many."""
-        parts = self._parts(column)
-        return self.outcomes[parts[0]].scope if len(parts) == 1 else len(self.labels)
+        """Count the images a column speaks of: the data set's first so many, which all its attacks were meant for."""
+        return min(self.outcomes[part].scope for part in self._parts(column))
+
+    def ball(self, column: str) -> tuple[str, float] | None:
+        """Tell the norm and the radius of a column; None if its attacks have several."""
+        balls = {self.outcomes[part].ball for part in self._parts(column)}
+        return balls.pop() if len(balls) == 1 else None
 
     def robust(self, column: str) -> np.ndarray:
         """``(n,)`` bool, correct when clean and not broken by any attack of the column, for the images in its scope.
@@ -197,11 +207,17 @@ class RobustnessReport:
         if self.failed_checks:
             names = ", ".join(check.id for check in self.failed_checks)
             return f"FAILED the checks against false robustness ({names}): do not believe the robust accuracies."
+        if not self.correct.any():
+            return "No image is classified correctly, so there was nothing to attack and nothing to check."
         sentence = self._passed()
-        attacks = {name.rpartition("/")[2] for name in self.outcomes}
-        if not attacks.issuperset(UNIONS["autoattack"]):
-            sentence += " AutoAttack was not run: it would leave less than the attacks here."
+        if not self._had_autoattack() and any(self.robust(column).any() for column in self.columns):
+            sentence += " AutoAttack was not run on all images: it may leave less than the attacks here."
         return sentence
+
+    def _had_autoattack(self) -> bool:
+        attacks = {name.rpartition("/")[2]: outcome for name, outcome in self.outcomes.items()}
+        parts = [attacks.get(part) for part in UNIONS["autoattack"]]
+        return all(part is not None and part.scope == len(self.labels) for part in parts)
 
     def _passed(self) -> str:
         if not any(check.status != "not run" for check in self.checks):

@@ -6,18 +6,25 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from bmtard_hooks._version import __version__
 from bmtard_hooks.attacks.base import Attack
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.attacking import BatchOutcome, attack_batch, judge
-from bmtard_hooks.evaluation.outcome_store import UNKNOWN, OutcomeStore, Records, fingerprint_tensors
+from bmtard_hooks.evaluation.outcome_store import (
+    UNKNOWN,
+    OutcomeStore,
+    Records,
+    fingerprint_model,
+    fingerprint_tensors,
+)
 from bmtard_hooks.evaluation.report import AttackOutcome
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.pixels import PixelClassifier
@@ -71,11 +78,11 @@ class AttackRunner:
         self.labels = data.labels.numpy()
         self.processes = processes()
         self.device = next(model.parameters(), torch.empty(0)).device
-        key = {"weights": fingerprint_tensors(model.state_dict().values()), "seed": seed}
-        key["images"] = fingerprint_tensors([data.images, data.labels])
-        self.store = OutcomeStore(state_dir, key, self.processes.process_index)
         self._outcomes: dict[str, AttackOutcome] = {}
         self.logits = self._classify()
+        key = {**fingerprint_model(model, self.logits), "seed": seed, "version": __version__}
+        key["images"] = fingerprint_tensors([data.images, data.labels])
+        self.store = OutcomeStore(state_dir, key, self.processes.process_index)
         self.predictions = self.logits.argmax(axis=1)
         self.correct = self.predictions == self.labels
 
@@ -83,6 +90,11 @@ class AttackRunner:
     def num_classes(self) -> int:
         """Number of logits."""
         return int(self.logits.shape[1])
+
+    @property
+    def pixel_count(self) -> int:
+        """Numbers in an image, ``C * H * W``."""
+        return int(self.data.images[0].numel())
 
     def pixels(self, indices: np.ndarray) -> Tensor:
         """Load images as ``(B, C, H, W)`` float32 in [0, 1] on the device."""
@@ -116,20 +128,20 @@ class AttackRunner:
             NonFiniteLogits: if the model answers NaN or infinity.
             InvalidExamples: if the attack returns something that is not an adversarial image.
         """
-        outcome = self._outcomes.get(name)
+        outcome, identity = self._outcomes.get(name), attack.identity()
         if outcome is None or outcome.settings != attack.settings():
             outcome = self._outcomes[name] = self._empty(attack)
             # One process reads for all: another may be writing already, and all must agree on what is left to do.
-            kept = [self.store.load(name, outcome.settings) if self.processes.is_main_process else None]
+            kept = [self.store.load(name, identity) if self.processes.is_main_process else None]
             (records,) = broadcast_object_list(kept)
             _enter(outcome, records)
-        own = self.store.load(name, outcome.settings, own=True)
+        own = self.store.load(name, identity, own=True)
         todo = np.sort(np.asarray(indices, dtype=np.int64))
         todo = todo[~outcome.attacked[todo]]
         mine = todo[self.processes.process_index :: self.processes.num_processes]
         new, error = Records(), None
         try:
-            self._attack(attack, name, mine, own, new, outcome)
+            self._attack(attack, name, mine, own, new, identity)
         except Exception as caught:
             error = caught
         for records, failure in gather_object([(new, error)]):
@@ -139,7 +151,7 @@ class AttackRunner:
         return outcome
 
     def _attack(
-        self, attack: Attack, name: str, mine: np.ndarray, own: Records, new: Records, outcome: AttackOutcome
+        self, attack: Attack, name: str, mine: np.ndarray, own: Records, new: Records, identity: dict[str, Any] | None
     ) -> None:
         if self.listener is not None:
             self.listener.attack_started(name, len(mine), attack.passes(self.num_classes))
@@ -149,7 +161,7 @@ class AttackRunner:
             columns, totals = self._batch(attack, name, indices)
             for records in (own, new):
                 records.add(columns, totals)
-            self.store.save(name, outcome.settings, own)
+            self.store.save(name, identity, own)
             if self.listener is not None:
                 self.listener.batch_done(len(indices), int(columns["broken"].sum()))
 

@@ -97,6 +97,7 @@ def as_classifier(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     in_chans: int | None = None,
+    record: bool = True,
 ) -> PixelClassifier:
     """Put a model into pixel space; one that already is comes back as it is.
 
@@ -105,13 +106,16 @@ def as_classifier(
         processor: an image processor whose mean and std the model was trained with.
         mean: explicit normalisation, wins over everything else.
         std: the same.
-        in_chans: number of channels, where it may differ from what the found normalisation was made for.
+        in_chans: number of channels, where it may differ from what the found normalisation was made for; by default
+            that of the model's first convolution.
+        record: see ``PixelClassifier``.
     """
     if isinstance(model, PixelClassifier):
         return model
     if mean is None and std is None:
         found = find_normalisation(model, processor)
         mean, std = found if found is not None else (None, None)
+        in_chans = channels_of(model) if in_chans is None else in_chans
         if mean is not None and std is not None and in_chans is not None and len(mean) != in_chans:
             mean, std = [sum(mean) / len(mean)] * in_chans, [sum(std) / len(std)] * in_chans
         if found is None and isinstance(model, PreTrainedModel):
@@ -120,10 +124,16 @@ def as_classifier(
                 "images, pass processing_class=, or build it with create_model(…)",
                 type(model).__name__,
             )
-    classifier = PixelClassifier(model, mean, std)
+    classifier = PixelClassifier(model, mean, std, record)
     shown = "none" if classifier.mean is None else f"mean {list(mean or ())}, std {list(std or ())}"
     logger.info("%s takes pixels in [0, 1]; normalisation inside: %s", type(model).__name__, shown)
     return classifier
+
+
+def channels_of(model: nn.Module) -> int | None:
+    """Read the number of image channels off a model's first convolution; None without one."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
 
 
 def as_student(model: str | nn.Module, num_classes: int | None = None, processor: Any = None) -> PixelClassifier:

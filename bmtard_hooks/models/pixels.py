@@ -24,6 +24,7 @@ class PixelClassifier(nn.Module):
         backbone: a transformers image classifier, a timm model or any module from images to logits.
         mean: one number per channel, or None for a backbone that takes pixels as they are.
         std: one positive number per channel, or None.
+        record: note the normalisation in a transformers backbone's config, so that a saved directory remembers it.
 
     Shape:
         Input ``(B, C, H, W)`` in [0, 1]; output ``(B, K)`` logits, never in half precision.
@@ -36,7 +37,11 @@ class PixelClassifier(nn.Module):
     std: Tensor | None
 
     def __init__(
-        self, backbone: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        record: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -47,6 +52,8 @@ class PixelClassifier(nn.Module):
             raise ValueError(f"mean={mean} and std={std}: pass both or neither")
         if mean is not None and std is not None:
             self._set_normalisation(mean, std)
+            if record:
+                self._record_normalisation(mean, std)
 
     def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
@@ -54,8 +61,10 @@ class PixelClassifier(nn.Module):
         if any(value != 0 for value in mean) or any(value != 1 for value in std):
             self.mean = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
             self.std = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+
+    def _record_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         config = getattr(self.backbone, "config", None)
-        if config is not None:  # so that a saved directory remembers what its pixels need
+        if config is not None:
             config.pixel_mean, config.pixel_std = [float(m) for m in mean], [float(s) for s in std]
             if getattr(config, "model_type", None) == "timm_wrapper":
                 config.pretrained_cfg = timm_pretrained_cfg(self.backbone, mean, std)
@@ -153,7 +162,8 @@ def full_precision(module: nn.Module) -> Iterator[None]:
     Accelerate replaces the instance's ``forward``; hiding the replacement gives float32 logits bit-identical to those
     of a plain model. Switching autocast off from outside has no effect, because the inner context wins.
     """
-    replaced = module.__dict__.pop("forward", None)
+    # Accelerate leaves the original beside its replacement; a forward that somebody else put there is part of the model.
+    replaced = module.__dict__.pop("forward", None) if "_original_forward" in module.__dict__ else None
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from bmtard_hooks.reporting.presentation import (
     accuracy,
     attack_group,
     attack_name,
+    ball_name,
     class_name,
     column_order,
     model_name,
@@ -71,7 +72,7 @@ def _group_table(reports: Sequence[RobustnessReport], group: str, names: Sequenc
         )
         notes += _scope_notes(reports, rows)
     notes += [f"{model_name(report)}: {report.verdict}" for report in reports if report.failed_checks]
-    title = "Worst case over all attacks" if group == WORST_CASE else group
+    title = "Worst case of the attacks" if group == WORST_CASE else group
     body: list[list[Cell | str]] = [[_model_cell(report), *line] for report, line in zip(reports, cells, strict=True)]
     return Table(title, headings, body, _caption(reports, body), notes)
 
@@ -173,12 +174,12 @@ def headline_table(reports: Sequence[RobustnessReport]) -> Table:
                 accuracy(row.clean, row.clean_error, row.images),
                 accuracy(row.robust, row.robust_error, row.images),
                 with_error(row.w_robust, row.w_robust_error),
-                attack_name(row.column),
+                f"{attack_name(row.column)}, {ball_name(report.ball(row.column))}",
                 str(row.images),
             ]
         body.append([_model_cell(report), *numbers, _checks_cell(report)])
     caption = "Percent, with one standard error over images (or a 95 % interval near 0 and 100), under the attack that"
-    caption += " left the lowest robust accuracy among those on the most images."
+    caption += " left the lowest robust accuracy among those of the same radius on the most images."
     notes = [f"{model_name(report)}: {report.verdict}" for report in reports if report.failed_checks]
     if any(report.columns != reports[0].columns for report in reports[1:]):
         notes.insert(
@@ -239,15 +240,17 @@ def _breakdown(report: RobustnessReport, column: str) -> Table:
         Column("Broken first here"),
     ]
     headings += [Column("Still robust"), Column("Robust, %")]
-    left = report.correct.copy()
+    scope = report.scope(column)
+    left = report.correct[:scope].copy()
     body: list[list[Cell | str]] = [
         ["clean", DASH, DASH, DASH, str(int(left.sum())), percent(float(left.mean()))],
     ]
     for part in report.columns[column]:
         outcome = report.outcomes[part]
-        newly = left & outcome.broken
-        left &= ~outcome.broken
-        counts = [int(outcome.attacked.sum()), int(outcome.broken.sum()), int(newly.sum()), int(left.sum())]
+        attacked, broken = outcome.attacked[:scope], outcome.broken[:scope]
+        newly = left & broken
+        left &= ~broken
+        counts = [int(attacked.sum()), int(broken.sum()), int(newly.sum()), int(left.sum())]
         body.append([attack_name(part), *map(str, counts), percent(float(left.mean()))])
     caption = "Attacks from top to bottom; an attack need not have seen the images that those before it broke."
     return Table(f"{model_name(report)}: {attack_name(column)}, attack by attack", headings, body, caption)

@@ -56,7 +56,7 @@ HOW_TO_READ = (
     "half each unless said otherwise): read it together with both, because a model without any robustness can reach "
     "almost 50 % by clean accuracy alone. A robust accuracy is only as good as the attack behind it. FGSM and attacks "
     "with few queries are weak: a high number there is no evidence of robustness. Trust the strongest attack "
-    "(AutoAttack, or the worst case over all attacks), and only if the checks against false robustness passed."
+    "(AutoAttack, or the worst case of several), and only if the checks against false robustness passed."
 )
 
 
@@ -86,14 +86,24 @@ def model_name(report: RobustnessReport) -> str:
 
 
 def strongest(report: RobustnessReport) -> Row | None:
-    """Sum up the column with the lowest robust accuracy among those on the most images; None without columns.
+    """Sum up the column with the lowest robust accuracy; None without columns.
 
-    The worst case over all attacks comes before a single attack that is as strong.
+    It is chosen among the columns with the norm and radius that most of them have, and of these the ones on the most
+    images. The worst case comes before a single attack that is as strong.
     """
-    rows = report.rows()
+    balls = [report.ball(column) for column in report.columns]
+    rows = [row for row, ball in zip(report.rows(), balls, strict=True) if ball == max(balls, key=balls.count)]
     most = max((row.images for row in rows), default=0)
     candidates = [row for row in rows if row.images == most]
     return min(candidates, key=lambda row: (row.robust, row.column != WORST_CASE), default=None)
+
+
+def ball_name(ball: tuple[str, float] | None) -> str:
+    """Write a norm and a radius, for example ``L∞ 8/255``; L2 radii as they are."""
+    if ball is None:
+        return "several radii"
+    norm, eps = ball
+    return f"L∞ {eps * 255:.4g}/255" if norm == "linf" else f"L2 {eps:.4g}" if norm == "l2" else f"{norm} {eps:.4g}"
 
 
 def percent(share: float) -> str:

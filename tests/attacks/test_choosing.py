@@ -65,6 +65,13 @@ def test_a_part_shared_with_autoattack_is_one_attack():
     assert list(plan.attacks).count("apgd_ce") == 1 and "apgd_ce" in plan.columns["autoattack"]
 
 
+def test_a_name_stands_for_one_attack_only():
+    assert list(choose_attacks(["fgsm", "quick", "fgsm"]).columns) == ["fgsm", *PRESETS["quick"][1:]]
+    plan = choose_attacks({"apgd_ce": "apgd_ce:steps=1", "autoattack": "autoattack"})
+    assert plan.columns["autoattack"] == ["autoattack/apgd_ce", "apgd_t", "fab_t", "square_5000"]
+    assert plan.attacks["apgd_ce"].steps == 1 and plan.attacks["autoattack/apgd_ce"].steps == 100
+
+
 def test_objects_callables_and_names_of_ones_own():
     net = tiny_net().eval()
     plan = choose_attacks(
@@ -87,7 +94,11 @@ def test_objects_callables_and_names_of_ones_own():
         ("pgd_sat:step=3", "did you mean"),
         ("pgd_sat:steps", "setting=value"),
         ("pgd_sat:eps=8", "8/255"),
-        (["fgsm", "fgsm"], "asked for twice"),
+        ("pgd_sat:steps=abc", "expected a whole number"),
+        ("pgd_sat:eps=none", "expected a number or a fraction"),
+        ("square:rescale_schedule=2", "expected true or false"),
+        ("square:images=2.5", "expected a whole number"),
+        ("paper:steps=3", "a list of attacks"),
         ([], "list is empty"),
     ],
 )

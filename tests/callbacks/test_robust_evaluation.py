@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_data, tiny_net
 from transformers import Trainer, TrainingArguments
 
-from bmtard_hooks import RobustEvaluation
+from bmtard_hooks import ImageTensors, RobustEvaluation
 from bmtard_hooks.reporting.report_file import load_report
 
 
@@ -98,6 +98,9 @@ def test_the_test_split_is_refused_unless_asked_for(make_trainer):
     with pytest.raises(ValueError, match="allow_test_split"):
         RobustEvaluation(trainer, rows)
     RobustEvaluation(trainer, rows, allow_test_split=True)
+    tensors = ImageTensors(torch.rand(4, 3, 8, 8), torch.zeros(4), split_name="test")
+    with pytest.raises(ValueError, match="allow_test_split"):
+        RobustEvaluation(trainer, tensors.split(2)[1])
     with pytest.raises(ValueError, match="1 or more"):
         RobustEvaluation(trainer, every=0)
     trainer.eval_dataset = None

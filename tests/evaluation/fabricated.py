@@ -45,7 +45,7 @@ def report_of(columns, mode="columns", count=COUNT):
 class FakeRunner:
     """Answers attacks with what ``robust(attack, name)`` says, a share or bits; a pair adds bits of best iterates."""
 
-    num_classes, batch_size, seed = 10, 64, 0
+    num_classes, batch_size, seed, pixel_count = 10, 64, 0, 3072
 
     def __init__(self, robust=lambda attack, name: 0.5, count=COUNT):
         self.robust, self.correct, self.names = robust, np.ones(count, dtype=bool), []

@@ -19,9 +19,9 @@ def test_a4_wants_nothing_left_at_large_radii():
 
 
 def test_large_radii_exceed_the_evaluation_by_far():
-    assert large_radii(8 / 255, "linf") == (64 / 255, 128 / 255)
-    assert large_radii(0.2, "linf") == (128 / 255,)
-    assert large_radii(0.5, "l2") == (4.0, 8.0)
+    assert large_radii(8 / 255, "linf", 3072) == (64 / 255, 128 / 255)
+    assert large_radii(0.2, "linf", 3072) == (128 / 255,)
+    assert large_radii(0.03, "l2", 400) == pytest.approx((20 * 64 / 255, 20 * 128 / 255))
 
 
 def test_a5_wants_less_left_at_larger_radii():

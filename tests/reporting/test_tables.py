@@ -133,7 +133,7 @@ def test_near_zero_an_interval_replaces_the_error():
 
 def test_worst_case_has_one_column_and_a_table_of_what_each_attack_broke():
     report = worst_case_report()
-    assert [table.title for table in robustness_tables([report])] == ["Worst case over all attacks"]
+    assert [table.title for table in robustness_tables([report])] == ["Worst case of the attacks"]
     (table,) = breakdown_tables(report)
     rows = texts(table)
     assert [row[0] for row in rows] == ["clean", "FGSM", "PGD-SAT", "CW∞"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
@@ -102,17 +103,18 @@ class Noise(Attack):
         return self.tries
 
 
-def large_radii(eps: float, norm: str) -> tuple[float, ...]:
-    """Choose radii at which no classifier can be right.
+def large_radii(eps: float, norm: str, pixels: int) -> tuple[float, ...]:
+    """Choose radii at which no classifier can be right: at the last, every pixel can be made grey.
 
     Args:
         eps: the evaluation's radius in pixel scale.
-        norm: for ``linf`` 64/255 (if that is twice ``eps`` or more) and 128/255, from where every pixel can be made
-            grey; for ``l2`` 8 and 16 times ``eps``.
+        norm: for ``linf`` 64/255 (if that is twice ``eps`` or more) and 128/255; for ``l2`` these times the root of the
+            number of pixels.
+        pixels: numbers in an image.
     """
-    if norm == "l2":
-        return 8 * eps, 16 * eps
-    return LARGE_RADII if LARGE_RADII[0] >= 2 * eps else LARGE_RADII[1:]
+    factor = math.sqrt(pixels) if norm == "l2" else 1.0
+    radii = tuple(radius * factor for radius in LARGE_RADII)
+    return radii if radii[0] >= 2 * eps else radii[1:]
 
 
 def falls_to_large_radii(context: Context) -> Finding:
@@ -126,7 +128,7 @@ def falls_to_large_radii(context: Context) -> Finding:
         Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security; Carlini et al. 2019, On Evaluating
         Adversarial Robustness.
     """
-    radii = large_radii(context.eps, context.norm)
+    radii = large_radii(context.eps, context.norm, context.runner.pixel_count)
     left, parts, passed = context.clean, [], True
     for radius in radii:
         attack = APGD(eps=radius, norm=context.norm, loss="dlr", steps=LONG, images=context.count)

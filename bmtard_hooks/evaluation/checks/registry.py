@@ -108,7 +108,8 @@ def run_checks(
     """
     context = Context(runner, report, images=images, eps=eps, norm=norm)
     results = [check(context) for check in CHECKS]
-    queries = paper.queries_curve(context)
-    if queries:
-        context.sweeps["accuracy against queries"] = queries
+    if report.mode == "columns":
+        queries = paper.queries_curve(context)
+        if queries:
+            context.sweeps["accuracy against queries"] = queries
     return results, context.sweeps
