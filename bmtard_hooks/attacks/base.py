@@ -46,7 +46,7 @@ class Target:
         logits = self._forward(images)
         if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             # A model that cuts its gradient has the gradient zero, which the attacks must survive and the checks report.
-            logits = logits + 0 * images.flatten(1).sum(dim=1, keepdim=True)
+            logits = logits + (0 * images).flatten(1).sum(dim=1, keepdim=True)
         self.forwards += len(images)
         if logits.requires_grad:
             self.backwards += len(images)

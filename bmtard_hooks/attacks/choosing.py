@@ -23,11 +23,13 @@ class AttackPlan:
         attacks: by name; the name is part of the key of an attack's random numbers.
         columns: column of the tables to the names of the attacks whose union it is.
         warnings: what was left out, and why.
+        ball: norm and radius that were asked for.
     """
 
     attacks: dict[str, Attack] = field(default_factory=dict)
     columns: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    ball: tuple[str, float] = ("linf", 8 / 255)
 
     def add(self, column: str, attacks: Mapping[str, Attack]) -> None:
         """Add a column and its attacks, which share their outcomes with equal attacks of the same name.
@@ -68,7 +70,7 @@ def choose_attacks(
         ValueError: for an unknown name or setting (with the nearest ones), a setting out of range, a norm that an attack
             asked for by name does not know, or a transfer attack without a surrogate.
     """
-    plan = AttackPlan()
+    plan = AttackPlan(ball=(norm, eps))
     chooser = _Chooser(eps, norm, surrogate, surrogate_name)
     if isinstance(chosen, Mapping):
         for column, source in chosen.items():

@@ -112,7 +112,7 @@ def pgd(
         (gradient,) = torch.autograd.grad(objective(logits).sum() * gradient_scale, adversarial)
         adversarial = adversarial.detach()
         if settings.norm == "linf":
-            adversarial = adversarial.add_(gradient.sign_(), alpha=settings.step_size)
+            adversarial = adversarial.add_(gradient.sign(), alpha=settings.step_size)
             adversarial = torch.minimum(torch.maximum(adversarial, lower), upper)
         else:
             adversarial = project_l2(adversarial + settings.step_size * _unit(gradient), images, settings.eps)

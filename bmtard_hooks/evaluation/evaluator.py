@@ -205,15 +205,16 @@ def run_worst_case(runner: AttackRunner, plan: AttackPlan, report: RobustnessRep
 def comparable_attacks(plan: AttackPlan, images: int) -> list[str]:
     """Choose the attacks that can be summed up in one worst case.
 
-    They have the norm and radius that most attacks have, and of these the ones on the most images: an image is not robust
-    because an attack was not meant for it.
+    They have the norm and radius that were asked for, or else those of the most columns, and of these the ones on the most
+    images: an image is not robust because an attack was not meant for it.
 
     Args:
         plan: the attacks.
         images: number of images of the data set.
     """
-    balls = [(attack.norm, attack.eps) for attack in plan.attacks.values()]
-    ball = max(balls, key=balls.count)
+    first = [plan.attacks[parts[0]] for parts in plan.columns.values()]
+    balls = [(attack.norm, attack.eps) for attack in first]
+    ball = plan.ball if plan.ball in balls else max(balls, key=balls.count)
     scopes = {
         name: min(attack.images or images, images)
         for name, attack in plan.attacks.items()

@@ -71,7 +71,7 @@ class OutcomeStore:
         pattern = f"{self._stem(name, identity)}-{self.rank if own else '*'}.npz"
         for path in sorted(self.directory.glob(pattern)):
             try:
-                with np.load(path) as content:
+                with path.open("rb") as stream, np.load(stream) as content:  # numpy leaves a damaged file open
                     columns = dict(zip(COLUMNS, content["rows"], strict=True))
                     totals = {total: float(content[total]) for total in TOTALS}
                 records.add(columns, totals)
