@@ -213,6 +213,7 @@ class _Search:
 
     @classmethod
     def begin(cls, images: Tensor, labels: Tensor, rivals: Tensor, points: Tensor, step_size: float) -> _Search:
+        """Start at ``points``, with nothing seen yet."""
         count = len(images)
         # the reference compares the first step's loss with zero, not with the start's; so this begins as zero
         losses = images.new_zeros(count)

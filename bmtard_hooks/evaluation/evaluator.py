@@ -23,7 +23,7 @@ from bmtard_hooks.evaluation.preflight import inspect_answers, load_classifier, 
 from bmtard_hooks.evaluation.progress import EvaluationProgress
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
-from bmtard_hooks.image_tensors import as_image_tensors
+from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors
 from bmtard_hooks.models.create import channels_of
 
 logger = logging.getLogger(__name__)
@@ -120,35 +120,43 @@ def evaluate_robustness(
     classifier, name, warnings = load_classifier("model", model)
     data = as_image_tensors(dataset, mode="L" if channels_of(classifier) == 1 else "RGB")
     place_classifier("model", classifier, data, where)
-    other, other_name = None, ""
-    if surrogate is not None:
-        other, other_name, _ = load_classifier("surrogate", surrogate)
-        place_classifier("surrogate", other, data, where)
-    plan = choose_attacks(
-        attacks, eps=chosen.eps, norm=chosen.norm, surrogate=other, surrogate_name=other_name or "surrogate"
-    )
+    plan = _plan(attacks, surrogate, data, where, chosen)
     forward = folded_forward(classifier, data.pixels(slice(0, 8)).to(where)) if chosen.fold_batch_norm else None
     runner = AttackRunner(
         classifier, data, seed=chosen.seed, batch_size=chosen.batch_size, forward=forward, state_dir=state_dir
     )
-    report = RobustnessReport(
-        model=model_name or name,
-        dataset=dataset_name,
-        labels=runner.labels,
-        predictions=runner.predictions,
-        num_classes=runner.num_classes,
-        label_names=data.label_names,
-        outcomes={},
-        columns={},
-        mode=chosen.mode,
-        clean_weight=chosen.clean_weight,
-        warnings=[*warnings, *inspect_answers(runner), *plan.warnings],
-    )
+    report = _empty_report(runner, chosen, model_name or name, dataset_name)
+    report.warnings = [*warnings, *inspect_answers(runner), *plan.warnings]
     for warning in report.warnings:
         logger.warning(warning)
     _measure(runner, plan, report, chosen, progress)
     report.environment = describe_environment(runner, report, chosen, plan, began)
     return report
+
+
+def _plan(
+    attacks: Any, surrogate: Any, data: ImageTensors, where: torch.device, chosen: EvaluationSettings
+) -> AttackPlan:
+    if surrogate is None:
+        return choose_attacks(attacks, eps=chosen.eps, norm=chosen.norm)
+    other, name, _ = load_classifier("surrogate", surrogate)
+    place_classifier("surrogate", other, data, where)
+    return choose_attacks(attacks, eps=chosen.eps, norm=chosen.norm, surrogate=other, surrogate_name=name)
+
+
+def _empty_report(runner: AttackRunner, chosen: EvaluationSettings, model: str, dataset: str) -> RobustnessReport:
+    return RobustnessReport(
+        model=model,
+        dataset=dataset,
+        labels=runner.labels,
+        predictions=runner.predictions,
+        num_classes=runner.num_classes,
+        label_names=runner.data.label_names,
+        outcomes={},
+        columns={},
+        mode=chosen.mode,
+        clean_weight=chosen.clean_weight,
+    )
 
 
 def _device(given: torch.device | str | None) -> torch.device:

@@ -184,3 +184,4 @@ def test_loaded_arrays_can_be_changed(tmp_path):
     report = load_report(save_report(sample_report(), tmp_path / "report.json"))
     report.outcomes["fgsm"].broken[0] = True
     report.labels[0] = 1
+    assert report.outcomes["fgsm"].broken[0] and report.labels[0] == 1
