@@ -46,7 +46,12 @@ class DataArguments:
         )
 
 
-def parse(types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None) -> tuple[Any, ...]:
+def parse(
+    types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    program: str | None = None,
+) -> tuple[Any, ...]:
     """Fill dataclasses from ``--config file.yaml`` and from options, which win over the file.
 
     Values of the file go through the same conversion as options, so ``1e-3`` is a number although YAML reads a string.
@@ -55,6 +60,7 @@ def parse(types: Sequence[type], argv: Sequence[str] | None = None, description:
         types: dataclasses with distinct field names.
         argv: the command line without the program's name; ``sys.argv[1:]`` by default.
         description: for ``--help``.
+        program: name of the program for ``--help``; that of the running script by default.
 
     Returns:
         One instance per dataclass.
@@ -64,7 +70,7 @@ def parse(types: Sequence[type], argv: Sequence[str] | None = None, description:
         FileNotFoundError: if the file does not exist.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(list(types), description=description)  # type: ignore[arg-type]
+    parser = HfArgumentParser(list(types), description=description, prog=program)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with options; the command line wins over it.")
     path = _config_path(argv)
     known = {entry.name for kind in types for entry in fields(kind) if entry.init}

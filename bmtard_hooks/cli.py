@@ -94,7 +94,7 @@ def evaluate(argv: Sequence[str]) -> int:
     from bmtard_hooks.reporting.outputs import write_report
     from bmtard_hooks.reporting.tables import robustness_table
 
-    options, images = parse([EvaluateArguments, ImageArguments], argv, evaluate.__doc__)
+    options, images = parse([EvaluateArguments, ImageArguments], argv, evaluate.__doc__, "bmtard evaluate")
     _require(options, "model", "output_dir")
     data = images.load()
     directory = Path(options.output_dir)
@@ -149,7 +149,7 @@ def preview(argv: Sequence[str]) -> int:
     from bmtard_hooks.evaluation.preview import preview_teachers
     from bmtard_hooks.models.teachers import as_teacher
 
-    options, images = parse([PreviewArguments, ImageArguments], argv, preview.__doc__)
+    options, images = parse([PreviewArguments, ImageArguments], argv, preview.__doc__, "bmtard preview")
     _require(options, "clean_teacher", "robust_teacher")
     data = images.load()
     clean, robust = (
