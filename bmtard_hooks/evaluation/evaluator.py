@@ -123,7 +123,13 @@ def evaluate_robustness(
     plan = _plan(attacks, surrogate, data, where, chosen)
     forward = folded_forward(classifier, data.pixels(slice(0, 8)).to(where)) if chosen.fold_batch_norm else None
     runner = AttackRunner(
-        classifier, data, seed=chosen.seed, batch_size=chosen.batch_size, forward=forward, state_dir=state_dir
+        classifier,
+        data,
+        seed=chosen.seed,
+        batch_size=chosen.batch_size,
+        forward=forward,
+        state_dir=state_dir,
+        device=where,
     )
     report = _empty_report(runner, chosen, model_name or name, dataset_name)
     report.warnings = [*warnings, *inspect_answers(runner), *plan.warnings]

@@ -56,6 +56,7 @@ class AttackRunner:
         forward: faster way to the model's logits for the search, see ``attack_batch``.
         state_dir: where outcomes are kept while running; None for nowhere.
         listener: hears of progress.
+        device: where the model is; by default where its parameters are.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class AttackRunner:
         forward: Callable[[Tensor], Tensor] | None = None,
         state_dir: str | Path | None = None,
         listener: Listener | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.model = model
         self.data = data
@@ -77,7 +79,7 @@ class AttackRunner:
         self.listener = listener
         self.labels = data.labels.numpy()
         self.processes = processes()
-        self.device = next(model.parameters(), torch.empty(0)).device
+        self.device = next(model.parameters(), torch.empty(0)).device if device is None else device
         self._outcomes: dict[str, AttackOutcome] = {}
         self.logits = self._classify()
         key = {**fingerprint_model(model, self.logits), "seed": seed, "version": __version__}
