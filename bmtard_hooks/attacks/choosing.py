@@ -60,7 +60,8 @@ def choose_attacks(
     Args:
         chosen: the name of a preset (``paper``, ``white_box``, ``black_box``, ``quick``) or of an attack, an ``Attack``, a
             torchattacks object or callable, a list of these, or a mapping from names of your own to them. A name can
-            carry settings: ``"pgd_sat:steps=50,restarts=5"``, ``"square:rescale_schedule=false"``.
+            carry settings: ``"pgd_sat:steps=50,restarts=5"``, ``"square:rescale_schedule=false"``; beside a preset that
+            has the attack, as in ``["paper", "spsa:images=100"]``, it takes the place of the preset's.
         eps: radius for every attack that does not state its own; step sizes in L2 are scaled with it.
         norm: ``linf`` or ``l2``, likewise.
         surrogate: pixels-to-logits model on which the transfer attacks are made.
@@ -75,14 +76,17 @@ def choose_attacks(
     if isinstance(chosen, Mapping):
         for column, source in chosen.items():
             plan.add(column, chooser.attacks(source, column))
-    for source in [] if isinstance(chosen, Mapping) else _listed(chosen):
-        for name in PRESETS.get(source, ()) if isinstance(source, str) else ():
-            reason = chooser.obstacle(name)
-            if reason is not None:
-                plan.warnings.append(f"{name} was left out: {reason}.")
-            else:
-                plan.add(name, chooser.attacks(name, name))
-        if not isinstance(source, str) or source not in PRESETS:
+    sources = [] if isinstance(chosen, Mapping) else _listed(chosen)
+    own = {_split(source)[0] for source in sources if isinstance(source, str) and ":" in source}
+    for source in sources:
+        if isinstance(source, str) and source in PRESETS:
+            for name in PRESETS[source]:
+                reason = chooser.obstacle(name)
+                if reason is not None:
+                    plan.warnings.append(f"{name} was left out: {reason}.")
+                elif name not in own:
+                    plan.add(name, chooser.attacks(name, name))
+        else:
             column = source if isinstance(source, str) else _name_of(source)
             plan.add(column, chooser.attacks(source, column))
     if not plan.columns:

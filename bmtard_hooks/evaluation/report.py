@@ -227,7 +227,7 @@ class RobustnessReport:
         skipped = sum(check.status == "not run" for check in self.checks)
         passed = sum(check.status == "pass" for check in self.checks)
         left_out = f"{skipped} {'was' if skipped == 1 else 'were'} not run"
-        return f"Passed {passed} checks against false robustness{remark}; {left_out}."
+        return f"Passed {passed} checks against false robustness{remark}" + (f"; {left_out}." if skipped else ".")
 
     def _parts(self, column: str) -> Sequence[str]:
         if column not in self.columns:

@@ -72,6 +72,11 @@ def test_a_name_stands_for_one_attack_only():
     assert plan.attacks["apgd_ce"].steps == 1 and plan.attacks["autoattack/apgd_ce"].steps == 100
 
 
+def test_settings_of_ones_own_take_the_place_of_the_presets():
+    columns = list(choose_attacks(["quick", "pgd_sat:steps=50"]).columns)
+    assert "pgd_sat" not in columns and columns[-1] == "pgd_sat:steps=50" and len(columns) == len(PRESETS["quick"])
+
+
 def test_objects_callables_and_names_of_ones_own():
     net = tiny_net().eval()
     plan = choose_attacks(
