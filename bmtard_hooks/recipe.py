@@ -84,4 +84,4 @@ def measure(
             "robust_accuracy": row.robust,
             "w_robust": row.w_robust,
         }
-    return rows, robustness_table(reports)
+    return rows, robustness_table(reports).strip()
