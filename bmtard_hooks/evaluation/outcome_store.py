@@ -86,7 +86,8 @@ class OutcomeStore:
         path = self.directory / f"{self._stem(name, identity)}-{self.rank}.npz"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, rows=own.table(), **own.totals)  # type: ignore[arg-type]
+            arrays: dict[str, Any] = {"rows": own.table(), **own.totals}
+            np.savez_compressed(stream, **arrays)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
