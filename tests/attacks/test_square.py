@@ -276,9 +276,8 @@ def test_as_strong_as_torchattacks(norm, eps):
 
     net, images, labels = attacked(count=200)
     with torch.random.fork_rng():
-        reference = Reference(
-            net, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, n_queries=100, resc_schedule=False
-        )
+        their_norm = {"linf": "Linf", "l2": "L2"}[norm]
+        reference = Reference(net, norm=their_norm, eps=eps, n_queries=100, resc_schedule=False)
         theirs = (net(reference(images, labels)).argmax(1) == labels).float().mean()
     found = Square(norm=norm, eps=eps, queries=101)(Target(net), images, labels, Draws(range(200), 0))
     ours = (net(found.images).argmax(1) == labels).float().mean()
