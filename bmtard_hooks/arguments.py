@@ -16,7 +16,8 @@ from transformers import HfArgumentParser
 from bmtard_hooks.image_tensors import ImageTensors, load_images
 
 
-def _option(default: Any, help: str) -> Any:
+def option(default: Any, help: str) -> Any:
+    """Declare a field of a dataclass of options, with its line for ``--help``."""
     return field(default=default, metadata={"help": help})
 
 
@@ -24,14 +25,14 @@ def _option(default: Any, help: str) -> Any:
 class DataArguments:
     """Where the images come from."""
 
-    dataset: str = _option("cifar10", "Hub id or local directory of an image classification data set.")
-    train_split: str = _option("train", "Split to train on.")
-    test_split: str = _option("test", "Split of the final table; never used to choose a checkpoint.")
-    validation_images: int = _option(2000, "Training images held out to choose the best checkpoint.")
-    image_column: str | None = _option(None, "Image column (usual names are found).")
-    label_column: str | None = _option(None, "Label column (usual names are found).")
-    train_limit: int | None = _option(None, "Use only the first training images, for a quick look.")
-    test_limit: int | None = _option(None, "Use only the first test images.")
+    dataset: str = option("cifar10", "Hub id or local directory of an image classification data set.")
+    train_split: str = option("train", "Split to train on.")
+    test_split: str = option("test", "Split of the final table; never used to choose a checkpoint.")
+    validation_images: int = option(2000, "Training images held out to choose the best checkpoint.")
+    image_column: str | None = option(None, "Image column (usual names are found).")
+    label_column: str | None = option(None, "Label column (usual names are found).")
+    train_limit: int | None = option(None, "Use only the first training images, for a quick look.")
+    test_limit: int | None = option(None, "Use only the first test images.")
 
     def load(self) -> tuple[ImageTensors, ImageTensors, ImageTensors]:
         """Read training, validation and test images."""

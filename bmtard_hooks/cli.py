@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from bmtard_hooks._version import __version__
-from bmtard_hooks.arguments import parse
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from bmtard_hooks.arguments import option, parse
 
 
 @dataclass
 class ImageArguments:
     """Which images."""
 
-    dataset: str = _option("cifar10", "Hub id or local directory of an image classification data set.")
-    split: str = _option("test", "Split to use.")
-    image_column: str | None = _option(None, "Image column (usual names are found).")
-    label_column: str | None = _option(None, "Label column (usual names are found).")
-    limit: int | None = _option(None, "Use only the first so many images.")
-    image_size: int | None = _option(None, "Scale and crop images to squares of this side.")
-    image_mode: str = _option("RGB", "RGB, or L for models of one channel.")
+    dataset: str = option("cifar10", "Hub id or local directory of an image classification data set.")
+    split: str = option("test", "Split to use.")
+    image_column: str | None = option(None, "Image column (usual names are found).")
+    label_column: str | None = option(None, "Label column (usual names are found).")
+    limit: int | None = option(None, "Use only the first so many images.")
+    image_size: int | None = option(None, "Scale and crop images to squares of this side.")
+    image_mode: str = option("RGB", "RGB, or L for models of one channel.")
 
     def load(self) -> Any:
         """Read the images."""
@@ -48,8 +44,8 @@ class ImageArguments:
 class EvaluateArguments:
     """How `bmtard evaluate` measures."""
 
-    model: str = _option("", "Directory, hub id, or timm architecture (then with --checkpoint, or timm's weights).")
-    checkpoint: str | None = _option(None, "File with the weights of a timm architecture.")
+    model: str = option("", "Directory, hub id, or timm architecture (then with --checkpoint, or timm's weights).")
+    checkpoint: str | None = option(None, "File with the weights of a timm architecture.")
     attacks: list[str] = field(
         default_factory=lambda: ["paper"],
         metadata={
@@ -57,34 +53,34 @@ class EvaluateArguments:
             "apgd_ce, apgd_t, fab_t, square, rays, spsa, transfer_pgd, …), with settings after a colon: pgd_sat:steps=50."
         },
     )
-    surrogate: str | None = _option(
+    surrogate: str | None = option(
         None, "Model on which the transfer attacks are made, for example the robust teacher."
     )
-    surrogate_checkpoint: str | None = _option(None, "File with the weights of the surrogate.")
-    output_dir: str = _option("", "Directory of the report; the same command goes on after an interruption.")
-    name: str | None = _option(None, "Name of the model in the report.")
-    eps: str = _option("8/255", "Radius in pixel scale, a number or a fraction.")
-    norm: str = _option("linf", "linf or l2.")
-    mode: str = _option("columns", "columns (the paper's tables) or worst_case (survivors only, faster).")
-    batch_size: int = _option(256, "Images at a time; changes speed, not results.")
-    seed: int = _option(0, "Seed of the attacks.")
-    clean_weight: float = _option(0.5, "Weight of clean accuracy in W-Robust.")
-    checks: bool = _option(True, "Run the checks against false robustness.")
-    check_images: int = _option(200, "Images for the checks that need attacks of their own.")
-    device: str | None = _option(None, "Where to compute (by default Accelerate's choice).")
+    surrogate_checkpoint: str | None = option(None, "File with the weights of the surrogate.")
+    output_dir: str = option("", "Directory of the report; the same command goes on after an interruption.")
+    name: str | None = option(None, "Name of the model in the report.")
+    eps: str = option("8/255", "Radius in pixel scale, a number or a fraction.")
+    norm: str = option("linf", "linf or l2.")
+    mode: str = option("columns", "columns (the paper's tables) or worst_case (survivors only, faster).")
+    batch_size: int = option(256, "Images at a time; changes speed, not results.")
+    seed: int = option(0, "Seed of the attacks.")
+    clean_weight: float = option(0.5, "Weight of clean accuracy in W-Robust.")
+    checks: bool = option(True, "Run the checks against false robustness.")
+    check_images: int = option(200, "Images for the checks that need attacks of their own.")
+    device: str | None = option(None, "Where to compute (by default Accelerate's choice).")
 
 
 @dataclass
 class PreviewArguments:
     """Which teachers `bmtard preview` looks at."""
 
-    clean_teacher: str = _option("", "Directory, hub id, or timm architecture with its checkpoint below.")
-    clean_teacher_checkpoint: str | None = _option(None, "File with the weights.")
-    robust_teacher: str = _option("", "The same for the robust teacher.")
-    robust_teacher_checkpoint: str | None = _option(None, "The same.")
-    clean_temperature: float = _option(1.0, "Clean teacher's temperature at the start.")
-    robust_temperature: float = _option(1.0, "Robust teacher's temperature at the start.")
-    device: str | None = _option(None, "Where to compute (by default Accelerate's choice).")
+    clean_teacher: str = option("", "Directory, hub id, or timm architecture with its checkpoint below.")
+    clean_teacher_checkpoint: str | None = option(None, "File with the weights.")
+    robust_teacher: str = option("", "The same for the robust teacher.")
+    robust_teacher_checkpoint: str | None = option(None, "The same.")
+    clean_temperature: float = option(1.0, "Clean teacher's temperature at the start.")
+    robust_temperature: float = option(1.0, "Robust teacher's temperature at the start.")
+    device: str | None = option(None, "Where to compute (by default Accelerate's choice).")
 
 
 def evaluate(argv: Sequence[str]) -> int:

@@ -12,29 +12,24 @@ BMTARDConfig can follow, see `--help`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from transformers import set_seed
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, PixelClassifier, create_model, load_teacher
-from bmtard_hooks.arguments import DataArguments, parse
+from bmtard_hooks.arguments import DataArguments, option, parse
 from bmtard_hooks.recipe import train_and_measure
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ModelArguments:
     """Which networks take part."""
 
-    student: str = _option("resnet18_cifar", "timm architecture, directory or hub id.")
-    clean_teacher: str | None = _option(None, "Directory, hub id, or timm architecture with its checkpoint below.")
-    clean_teacher_checkpoint: str | None = _option(None, ".safetensors, .pt or .pth file with the weights.")
-    robust_teacher: str | None = _option(None, "The same for the robust teacher.")
-    robust_teacher_checkpoint: str | None = _option(None, "The same.")
+    student: str = option("resnet18_cifar", "timm architecture, directory or hub id.")
+    clean_teacher: str | None = option(None, "Directory, hub id, or timm architecture with its checkpoint below.")
+    clean_teacher_checkpoint: str | None = option(None, ".safetensors, .pt or .pth file with the weights.")
+    robust_teacher: str | None = option(None, "The same for the robust teacher.")
+    robust_teacher_checkpoint: str | None = option(None, "The same.")
 
     def teachers(self, num_classes: int) -> dict[str, PixelClassifier]:
         """Load the teachers that were named."""
