@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +75,10 @@ def choose_teachers(
             raise ValueError(
                 f"the {name} teacher and the student are the same object: training would change the teacher"
             )
-    return {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
+    roles = {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
+    for name in method.trained_teachers:
+        roles[name] = copy.deepcopy(roles[name]).requires_grad_(True)  # what the user passed stays as it is
+    return roles
 
 
 def with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:

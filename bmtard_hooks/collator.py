@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.attacks.losses import LOSSES, Objective, cross_entropy, divergence, margin
+from bmtard_hooks.attacks.losses import LOSSES, MovingTarget, Objective, cross_entropy, divergence, margin
 from bmtard_hooks.attacks.pgd import PGDSettings, pgd
 from bmtard_hooks.config import PAPER_AUGMENT, PAPER_PADDING, BMTARDConfig
 from bmtard_hooks.data import AUGMENTATIONS, augment
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, to_pixels
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, stack_images
 from bmtard_hooks.functional import soften
 from bmtard_hooks.models.pixels import logits_of
 from bmtard_hooks.randomness import keyed_generator
 
 Attack = Callable[[Tensor, Tensor], Tensor]
+ADVERSARIAL_VIEW: Mapping[str, Mapping[str, Any]] = {"adv_pixel_values": {}}
 Self = TypeVar("Self", bound="PGDCollator")
 
 
@@ -163,9 +164,11 @@ class PGDCollator:
         *,
         key: tuple[int | str, ...] = (),
         forward: Callable[[Tensor], Tensor] | None = None,
-        objective: Callable[[Mapping[str, Tensor]], Objective] | None = None,
+        objective: Callable[[Mapping[str, Tensor]], Objective | MovingTarget] | None = None,
         gradient_scale: float = 1.0,
-        adversarial: bool = True,
+        views: Mapping[str, Mapping[str, Any]] = ADVERSARIAL_VIEW,
+        count_correct: bool = False,
+        before_attack: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Augment a batch and attack it with the model's current weights, leaving no trace on the model.
 
@@ -176,29 +179,48 @@ class PGDCollator:
             forward: pixels to logits, if it is not ``model(pixels)``.
             objective: makes the attack's objective from the augmented batch, if ``loss`` is None.
             gradient_scale: see ``pgd``.
-            adversarial: False augments only, for methods without an attack.
+            views: name of each entry to craft to changes of the settings; empty augments only.
+            count_correct: also add ``correct_steps`` ``(B,)``: how many iterates were classified correctly before their step.
+            before_attack: maps the augmented batch to entries that are added to it before the attack.
 
         Returns:
             A new dictionary: ``pixel_values`` augmented, ``adv_pixel_values`` added, the rest as it was.
 
         Raises:
-            ValueError: if a foreign attack returns images of another shape, outside [0, 1] or not finite.
+            ValueError: if a foreign attack returns images of another shape, outside [0, 1] or not finite, or if a method
+                needs more than a foreign attack gives.
         """
         crafted = self._augmented(batch, key)
+        if before_attack is not None:
+            crafted.update(before_attack(crafted))
         images, labels = crafted["pixel_values"], crafted["labels"]
-        if not adversarial:
+        if not views:
             return crafted
         if self.attack is not None:
+            if count_correct or len(views) > 1:
+                raise ValueError(
+                    "the method needs PGD's iterates or several attacks: leave attack= of PGDCollator out"
+                )
             with attack_mode(model, foreign=True):
                 crafted["adv_pixel_values"] = _checked(self.attack(images, labels), images)
             return crafted
         call = forward if forward is not None else lambda pixels: logits_of(model(pixels))
-        generator = keyed_generator(self.seed or 0, "noise", *key, device=images.device)
+        seen = _CorrectSteps(labels) if count_correct else None
         with attack_mode(model, train_mode=self.settings.train_mode):
             chosen = self._objective(call, crafted, objective)
-            crafted["adv_pixel_values"] = pgd(
-                call, images, chosen, self.settings, generator=generator, gradient_scale=gradient_scale
-            )
+            for view, changes in views.items():
+                name = ("noise",) if view == "adv_pixel_values" else ("noise", view)
+                crafted[view] = pgd(
+                    call,
+                    images,
+                    chosen,
+                    self.settings.replace(**changes),
+                    generator=keyed_generator(self.seed or 0, *name, *key, device=images.device),
+                    gradient_scale=gradient_scale,
+                    observe=seen,
+                )
+        if seen is not None:
+            crafted["correct_steps"] = seen.counts
         return crafted
 
     def _augmented(self, batch: Mapping[str, Tensor], key: tuple[int | str, ...]) -> dict[str, Tensor]:
@@ -213,8 +235,8 @@ class PGDCollator:
         self,
         forward: Callable[[Tensor], Tensor],
         batch: Mapping[str, Tensor],
-        default: Callable[[Mapping[str, Tensor]], Objective] | None,
-    ) -> Objective:
+        default: Callable[[Mapping[str, Tensor]], Objective | MovingTarget] | None,
+    ) -> Objective | MovingTarget:
         labels, loss = batch["labels"], self.loss
         if callable(loss):
             return lambda logits: loss(logits, labels)
@@ -233,7 +255,7 @@ class PGDCollator:
             images, labels = [row[image_key] for row in rows], [row[label_key] for row in rows]
         else:
             images, labels = [row[0] for row in rows], [row[1] for row in rows]
-        batch = {"pixel_values": _stack_images(images, self.mode), "labels": torch.tensor([int(y) for y in labels])}
+        batch = {"pixel_values": stack_images(images, self.mode), "labels": torch.tensor([int(y) for y in labels])}
         low, high = int(batch["labels"].min()), int(batch["labels"].max())
         if low < 0 or (self.num_classes is not None and high >= self.num_classes):
             last = "?" if self.num_classes is None else self.num_classes - 1
@@ -249,16 +271,19 @@ class PGDCollator:
         return {**self.__dict__, "_model": None, "attack": None, "loss": loss}
 
 
-def _stack_images(images: Sequence[Any], mode: str | None) -> Tensor:
-    if all(isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 for image in images):
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) == 1 and images[0].shape[0] in (1, 3, 4):
-            return torch.stack(list(images)).float() / 255
-    pixels = [to_pixels(image, mode) for image in images]
-    shapes = {tuple(image.shape) for image in pixels}
-    if len(shapes) > 1:
-        raise ValueError(f"images of several shapes in one batch, for example {sorted(shapes)[:3]}: resize them first")
-    return torch.stack(pixels)
+class _CorrectSteps:
+    """Counts how many of the logits it is shown are right.
+
+    Args:
+        labels: ``(B,)``.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.counts = torch.zeros_like(labels)
+
+    def __call__(self, logits: Tensor) -> None:
+        self.counts = self.counts + (logits.argmax(dim=1) == self.labels)
 
 
 def _checked(adversarial: Tensor, images: Tensor) -> Tensor:

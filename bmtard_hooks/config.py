@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -13,23 +12,18 @@ from bmtard_hooks.attacks.pgd import PGDSettings
 from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
 from bmtard_hooks.callbacks.loss_balance import LossBalance
 from bmtard_hooks.data import AUGMENTATIONS
-from bmtard_hooks.methods.base import method_class
+from bmtard_hooks.methods import make_method, method_class
+from bmtard_hooks.options import MethodOptions, option, require
 
 logger = logging.getLogger(__name__)
 
-PAPER_EPOCHS = 300
-PAPER_MILESTONES = (215, 260, 285)
 PAPER_PGD = PGDSettings()
 PAPER_AUGMENT = "crop_flip"
 PAPER_PADDING = 4
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
-class BMTARDConfig(TrainingArguments):
+class BMTARDConfig(MethodOptions, TrainingArguments):
     """Training arguments of transformers, plus the method, the attack, the balance and the optimizer of the paper.
 
     Use with ``HfArgumentParser`` or ``bmtard_hooks.arguments.parse``. The help of each option is in its metadata
@@ -39,71 +33,70 @@ class BMTARDConfig(TrainingArguments):
         ValueError: if an option is outside its range; the message names the value, the range and the fix.
     """
 
-    method: str = _option("bmtard", "Training method: bmtard, mtard, baseline, natural, sat or trades.")
+    method: str = option("bmtard", "Training method: bmtard or another name of the README's table of methods.")
 
-    entropy_balance: bool | None = _option(None, "Move the temperatures (None: as the method does).")
-    loss_balance: bool | None = _option(None, "Move the loss weights (None: as the method does).")
-    clean_temperature: float = _option(1.0, "Clean teacher's temperature at the start (paper: 2 for MobileNet-v2).")
-    robust_temperature: float = _option(1.0, "Robust teacher's temperature at the start.")
-    min_temperature: float = _option(1.0, "Lower bound of the temperatures.")
-    max_temperature: float = _option(10.0, "Upper bound of the temperatures.")
-    temperature_rate: float = _option(0.001, "Step of a temperature (r_tau of Eq. 12).")
-    entropy_rule: str = _option("difference", "Compare entropies by 'difference' (paper) or 'ratio' (authors' code).")
-    clean_weight: float = _option(0.5, "Weight of the clean teacher's loss at the start.")
-    robust_weight: float = _option(0.5, "Weight of the robust teacher's loss at the start.")
-    weight_rate: float = _option(0.025, "Rate of the weights' moving average (r_w of Eq. 19).")
-    loss_balance_power: float = _option(1.0, "Power of the relative losses (beta of Eq. 17).")
-    balance_follows_lr: bool = _option(True, "Let both balance rates fall with the learning rate (authors' code).")
-    loss_scale: float = _option(
-        0.1, "Factor on every teacher KL (sum over classes, mean over batch); 0.1 is the authors' scale."
+    entropy_balance: bool | None = option(None, "Move the temperatures (None: as the method does).")
+    loss_balance: bool | None = option(None, "Move the loss weights (None: as the method does).")
+    clean_temperature: float = option(1.0, "Clean teacher's temperature at the start (paper: 2 for MobileNet-v2).")
+    robust_temperature: float = option(1.0, "Robust teacher's temperature at the start.")
+    min_temperature: float = option(1.0, "Lower bound of the temperatures.")
+    max_temperature: float = option(10.0, "Upper bound of the temperatures.")
+    temperature_rate: float = option(0.001, "Step of a temperature (r_tau of Eq. 12).")
+    entropy_rule: str = option("difference", "Compare entropies by 'difference' (paper) or 'ratio' (authors' code).")
+    clean_weight: float | None = option(None, "Weight of the clean images' loss at the start (None: the method's).")
+    robust_weight: float | None = option(None, "Weight of the adversarial images' loss at the start (the same).")
+    weight_rate: float = option(0.025, "Rate of the weights' moving average (r_w of Eq. 19).")
+    loss_balance_power: float = option(1.0, "Power of the relative losses (beta of Eq. 17).")
+    balance_follows_lr: bool = option(True, "Let both balance rates fall with the learning rate (authors' code).")
+    loss_scale: float | None = option(
+        None, "Factor on every teacher KL, sum over classes, mean over batch (None: the method's, 0.1 for most)."
     )
-    log_eps: float = _option(1e-5, "Added inside the teacher's logarithm (authors' code); 0 gives the true KL.")
-    trades_beta: float = _option(6.0, "Weight of the robust term of TRADES.")
+    log_eps: float = option(1e-5, "Added inside the teacher's logarithm (authors' code); 0 gives the true KL.")
 
-    eps: float = _option(8 / 255, "Radius of the training attack in pixel scale.")
-    step_size: float | None = _option(None, "Step of the training attack (None: the method's; 2/255 for most).")
-    steps: int = _option(10, "Steps of the training attack.")
-    norm: str = _option("linf", "Norm of the attacks: linf or l2.")
-    start: str | None = _option(None, "Start of the training attack: normal, uniform, zero (None: the method's).")
-    attack_train_mode: bool | None = _option(
+    eps: float = option(8 / 255, "Radius of the training attack in pixel scale.")
+    step_size: float | None = option(None, "Step of the training attack (None: the method's; 2/255 for most).")
+    steps: int = option(10, "Steps of the training attack.")
+    norm: str = option("linf", "Norm of the attacks: linf or l2.")
+    start: str | None = option(None, "Start of the training attack: normal, uniform, zero (None: the method's).")
+    attack_train_mode: bool | None = option(
         None, "Attack the student in training mode, so BatchNorm statistics move (None: the method's)."
     )
-    augment: str | None = _option(
+    augment: str | None = option(
         None,
         "Augmentation on the training device: crop_flip, crop, flip, none (None: crop_flip; none with a collator of your own).",
     )
-    crop_padding: int = _option(PAPER_PADDING, "Zero padding of the random crop, in pixels per side.")
+    crop_padding: int = option(PAPER_PADDING, "Zero padding of the random crop, in pixels per side.")
 
-    eval_attack: bool = _option(True, "Attack the evaluation set too and report robust accuracy and W-Robust.")
-    eval_attack_eps: float | None = _option(None, "Radius of the evaluation attack (None: that of training).")
-    eval_attack_step_size: float = _option(0.003, "Step of the evaluation attack (authors' checkpoint selection).")
-    eval_attack_steps: int = _option(20, "Steps of the evaluation attack.")
-    w_robust_clean_weight: float = _option(0.5, "Weight of clean accuracy in W-Robust (Eq. 22).")
+    eval_attack: bool = option(True, "Attack the evaluation set too and report robust accuracy and W-Robust.")
+    eval_attack_eps: float | None = option(None, "Radius of the evaluation attack (None: that of training).")
+    eval_attack_step_size: float = option(0.003, "Step of the evaluation attack (authors' checkpoint selection).")
+    eval_attack_steps: int = option(20, "Steps of the evaluation attack.")
+    w_robust_clean_weight: float = option(0.5, "Weight of clean accuracy in W-Robust (Eq. 22).")
 
-    momentum: float = _option(0.9, "Momentum of SGD.")
-    nesterov: bool = _option(False, "Nesterov momentum.")
-    weight_decay_all: bool = _option(True, "Decay every parameter, BatchNorm and biases included (authors' code).")
-    lr_milestones: list[float] | None = _option(
-        None, "Epochs after which the learning rate falls (None: 215, 260, 285 of 300, in proportion to the run)."
+    momentum: float = option(0.9, "Momentum of SGD.")
+    nesterov: bool = option(False, "Nesterov momentum.")
+    weight_decay_all: bool = option(True, "Decay every parameter, BatchNorm and biases included (authors' code).")
+    lr_milestones: list[float] | None = option(
+        None, "Epochs after which the learning rate falls (None: the method's, in proportion to the run)."
     )
-    lr_gamma: float = _option(0.1, "Factor on the learning rate at each milestone.")
-    channels_last: bool = _option(True, "Keep images and convolutions in channels_last layout (faster).")
-    overwrite_output_dir: bool = _option(False, "Allow an output_dir that already holds another run.")
+    lr_gamma: float = option(0.1, "Factor on the learning rate at each milestone.")
+    channels_last: bool = option(True, "Keep images and convolutions in channels_last layout (faster).")
+    overwrite_output_dir: bool = option(False, "Allow an output_dir that already holds another run.")
 
-    optim: str = _option("sgd", "Optimizer, see transformers.TrainingArguments.")
-    learning_rate: float = _option(0.1, "Initial learning rate.")
-    weight_decay: float = _option(2e-4, "Weight decay.")
-    lr_scheduler_type: str = _option(
+    optim: str = option("sgd", "Optimizer, see transformers.TrainingArguments.")
+    learning_rate: float = option(0.1, "Initial learning rate.")
+    weight_decay: float = option(2e-4, "Weight decay.")
+    lr_scheduler_type: str = option(
         "constant", "'constant' falls at lr_milestones; any other transformers schedule replaces the milestones."
     )
-    max_grad_norm: float = _option(0.0, "Gradient clipping; 0 is off, as in the paper.")
-    num_train_epochs: float = _option(float(PAPER_EPOCHS), "Number of epochs.")
-    per_device_train_batch_size: int = _option(128, "Images per device and micro-batch.")
-    per_device_eval_batch_size: int = _option(256, "Images per device in evaluation.")
-    logging_steps: float = _option(50, "Log every so many steps.")
-    logging_nan_inf_filter: bool = _option(False, "Off: losses that are not finite stop the run by name instead.")
-    save_strategy: str = _option("epoch", "When to save checkpoints.")
-    remove_unused_columns: bool = _option(False, "Off: the collator finds the columns it needs.")
+    max_grad_norm: float = option(0.0, "Gradient clipping; 0 is off, as in the paper.")
+    num_train_epochs: float = option(300.0, "Number of epochs.")
+    per_device_train_batch_size: int = option(128, "Images per device and micro-batch.")
+    per_device_eval_batch_size: int = option(256, "Images per device in evaluation.")
+    logging_steps: float = option(50, "Log every so many steps.")
+    logging_nan_inf_filter: bool = option(False, "Off: losses that are not finite stop the run by name instead.")
+    save_strategy: str = option("epoch", "When to save checkpoints.")
+    remove_unused_columns: bool = option(False, "Off: the collator finds the columns it needs.")
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Label columns."})
 
     def __post_init__(self) -> None:
@@ -133,6 +126,7 @@ class BMTARDConfig(TrainingArguments):
 
     def _check_ranges(self) -> None:
         method_class(self.method)
+        self.check_method_options()
         self.train_attack()  # PGDSettings checks eps, step_size, steps, norm and start
         self.evaluation_attack()
         EntropyBalance(self.temperature_rate, self.min_temperature, self.max_temperature, self.entropy_rule)
@@ -144,28 +138,35 @@ class BMTARDConfig(TrainingArguments):
                     f"{name}={value} is outside [min_temperature, max_temperature] = "
                     f"[{self.min_temperature}, {self.max_temperature}]: move the bounds or the start"
                 )
-        if self.clean_weight < 0 or self.robust_weight < 0 or self.clean_weight + self.robust_weight <= 0:
-            raise ValueError(
-                f"clean_weight={self.clean_weight}, robust_weight={self.robust_weight}: pass two non-negative numbers "
-                "that are not both 0 (they are scaled to sum to 1)"
-            )
-        _check("loss_scale", self.loss_scale, self.loss_scale > 0, "a positive number, 0.1 for the authors' scale")
-        _check("log_eps", self.log_eps, 0 <= self.log_eps < 0.1, "a small non-negative number, 1e-5 or 0")
-        _check("trades_beta", self.trades_beta, self.trades_beta >= 0, "a non-negative number, 6 in the paper")
-        _check("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "False, or a positive momentum")
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
-        _check("lr_gamma", self.lr_gamma, 0 < self.lr_gamma <= 1, "a number in (0, 1]")
-        _check("crop_padding", self.crop_padding, self.crop_padding >= 0, "pixels, 0 or more")
-        _check("augment", self.augment, self.augment in (None, *AUGMENTATIONS), f"one of {', '.join(AUGMENTATIONS)}")
+        self._check_weights()
+        method = make_method(self)
+        method.callbacks()  # refuses a balance that would have nothing to do
+        _ = method.weights  # refuses weights that are all 0
+        scale = self.loss_scale
+        require("loss_scale", scale, scale is None or scale > 0, "a positive number, 0.1 for the authors' scale")
+        require("log_eps", self.log_eps, 0 <= self.log_eps < 0.1, "a small non-negative number, 1e-5 or 0")
+        require("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "False, or a positive momentum")
+        require("momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        require("lr_gamma", self.lr_gamma, 0 < self.lr_gamma <= 1, "a number in (0, 1]")
+        require("crop_padding", self.crop_padding, self.crop_padding >= 0, "pixels, 0 or more")
+        require("augment", self.augment, self.augment in (None, *AUGMENTATIONS), f"one of {', '.join(AUGMENTATIONS)}")
         weight = self.w_robust_clean_weight
-        _check("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
+        require("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
         milestones = self.lr_milestones or []
         increasing = all(a < b for a, b in zip([0, *milestones], milestones, strict=False))
-        _check("lr_milestones", milestones, increasing, "increasing positive epochs such as 215 260 285")
+        require("lr_milestones", milestones, increasing, "increasing positive epochs such as 215 260 285")
         if milestones and self.lr_scheduler_type != "constant":
             raise ValueError(
                 f"lr_milestones={milestones} and lr_scheduler_type={self.lr_scheduler_type!r} contradict each other: "
                 "drop one of them"
+            )
+
+    def _check_weights(self) -> None:
+        given = (self.clean_weight, self.robust_weight)
+        if any(weight is not None and weight < 0 for weight in given) or given == (0, 0):
+            raise ValueError(
+                f"clean_weight={self.clean_weight}, robust_weight={self.robust_weight}: pass two non-negative numbers "
+                "that are not both 0 (they are scaled to sum to what the method's weights sum to)"
             )
 
     def train_attack(self) -> PGDSettings:
@@ -202,8 +203,3 @@ def _has_fast_bf16() -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):  # a build without oneDNN cannot tell
         return True
-
-
-def _check(name: str, value: Any, is_good: bool, wanted: str) -> None:
-    if not is_good:
-        raise ValueError(f"{name}={value!r} is not allowed: pass {wanted}")

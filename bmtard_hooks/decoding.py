@@ -77,3 +77,20 @@ def require_pixels(tensor: Tensor, what: str) -> None:
             f"{what} has values from {low:.4g} to {high:.4g}: pixels must be in [0, 1]. Divide by 255, and leave "
             "mean/std normalisation to the model (create_model(..., mean=, std=))"
         )
+
+
+def stack_images(images: Sequence[Any], mode: str | None) -> Tensor:
+    """Turn images of one size into a batch ``(B, C, H, W)`` in [0, 1]; see ``to_pixels``.
+
+    Raises:
+        ValueError: for images of several shapes.
+    """
+    if all(isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 for image in images):
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) == 1 and images[0].shape[0] in (1, 3, 4):
+            return torch.stack(list(images)).float() / 255
+    pixels = [to_pixels(image, mode) for image in images]
+    shapes = {tuple(image.shape) for image in pixels}
+    if len(shapes) > 1:
+        raise ValueError(f"images of several shapes in one batch, for example {sorted(shapes)[:3]}: resize them first")
+    return torch.stack(pixels)

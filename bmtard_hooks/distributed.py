@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -25,23 +25,42 @@ def is_distributed() -> bool:
 
 
 def average_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Average named 0-dim tensors over all processes in one all-reduce, in float64.
+    """Average named tensors over all processes in one all-reduce, in float64.
 
     Args:
         values: the same names in the same order on every rank.
 
     Returns:
-        The same names; identical on every rank. MPS, which lacks float64, gets float32.
+        The same names and shapes; identical on every rank. MPS, which lacks float64, gets float32.
     """
     if not values:
         return {}
     device = next(iter(values.values())).device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    stacked = torch.stack([value.detach().to(dtype) for value in values.values()])
+    stacked = torch.cat([value.detach().to(dtype).reshape(-1) for value in values.values()])
     if is_distributed():
         dist.all_reduce(stacked)
         stacked = stacked / dist.get_world_size()
-    return dict(zip(values, stacked.unbind(), strict=True))
+    split = stacked.split([value.numel() for value in values.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(values.items(), split, strict=True)}
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def extremes_over_ranks(lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the lowest of every rank's lowest and the highest of every rank's highest value, in one all-reduce.
+
+    Args:
+        lowest: 0-dim.
+        highest: 0-dim.
+    """
+    both = torch.stack([-lowest.detach(), highest.detach()])
+    if is_distributed():
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    return -both[0], both[1]
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -61,3 +80,13 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(flat, 0)
             for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
                 buffer.copy_(values.view_as(buffer))
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its mean over all processes; for what DistributedDataParallel does not wrap."""
+    if not is_distributed():
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()

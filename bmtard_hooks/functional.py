@@ -82,6 +82,23 @@ def entropy(probs: Tensor, log_eps: float = 0.0) -> Tensor:
     return -torch.special.xlogy(probs, probs + log_eps).sum(dim=-1)
 
 
+def renyi_entropy(probs: Tensor, order: float = 1.0) -> Tensor:
+    """Measure how undecided a prediction is, by an entropy that weighs likely classes more the higher its order.
+
+    Formula: ``H_i = log(sum_k p_ik ** order + 1e-12) / (1 - order)``; ``-sum_k p_ik * log(p_ik + 1e-12)`` for order 1.
+
+    Args:
+        probs: ``(B, C)``, rows sum to 1.
+        order: positive; 1 is Shannon's entropy.
+
+    Returns:
+        ``(B,)`` nats in ``[0, log C]``.
+    """
+    if order == 1:
+        return entropy(probs, 1e-12)
+    return torch.log((probs**order).sum(dim=-1) + 1e-12) / (1 - order)
+
+
 def knowledge_scale(entropies: Tensor, num_classes: int) -> Tensor:
     """Express an entropy as the teacher's distance from knowing nothing.
 

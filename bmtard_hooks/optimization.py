@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,15 +10,17 @@ from torch import nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
-from bmtard_hooks.config import PAPER_EPOCHS, PAPER_MILESTONES, BMTARDConfig
+from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
-from bmtard_hooks.schedule import multi_step_schedule
+from bmtard_hooks.methods import Method
+from bmtard_hooks.schedule import epoch_schedule, multi_step_schedule
 
 
 class PaperOptimization(Trainer):
     """SGD with momentum, weight decay on every parameter, a learning rate that falls at milestones."""
 
     args: BMTARDConfig
+    method: Method
     optimizer: Any
     train_dataset: Any
 
@@ -39,17 +42,19 @@ class PaperOptimization(Trainer):
         """Make the multi-step schedule, or transformers' own if another one was asked for. See ``Trainer``."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "constant":
             return super().create_scheduler(num_training_steps, optimizer)
-        shares = [milestone / PAPER_EPOCHS for milestone in PAPER_MILESTONES]
-        if self.args.lr_milestones is not None:
+        optimizer = optimizer if optimizer is not None else self.optimizer
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        if self.args.lr_milestones is None and self.method.lr_factor(0, 1.0) is not None:
             epochs = self._epochs(num_training_steps)
-            shares = [milestone / epochs for milestone in self.args.lr_milestones]
-        steps = [round(share * num_training_steps) for share in shares]
-        self.lr_scheduler = multi_step_schedule(
-            optimizer if optimizer is not None else self.optimizer,
-            steps,
-            self.args.lr_gamma,
-            self.args.get_warmup_steps(num_training_steps),
-        )
+            self.lr_scheduler = epoch_schedule(
+                optimizer, self.method.lr_factor, epochs, num_training_steps, warmup_steps
+            )
+        else:
+            shares: Sequence[float] = self.method.lr_drops
+            if self.args.lr_milestones is not None:
+                shares = [milestone / self._epochs(num_training_steps) for milestone in self.args.lr_milestones]
+            steps = [round(share * num_training_steps) for share in shares]
+            self.lr_scheduler = multi_step_schedule(optimizer, steps, self.args.lr_gamma, warmup_steps)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 

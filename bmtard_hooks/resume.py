@@ -7,18 +7,17 @@ import os
 from typing import Any
 
 import torch
-from transformers import Trainer
 
-from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.distributed import broadcast_buffers
+from bmtard_hooks.events import FiresEvents
 from bmtard_hooks.observation import FiniteGuard
-from bmtard_hooks.state import DistillationState, load_state, save_state
+from bmtard_hooks.state import DistillationState, load_state, load_tensors, save_state, save_tensors
 
 VERSION = 1
 
 
-class KeepsDistillationState(Trainer):
+class KeepsDistillationState(FiresEvents):
     """Writes ``distillation_state.json`` into every checkpoint and reads it back.
 
     Transformers' own way of saving callbacks is off by default and builds new objects on resume, so the handles that a
@@ -42,6 +41,7 @@ class KeepsDistillationState(Trainer):
         if self.args.should_save:
             directory = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
             os.makedirs(directory, exist_ok=True)
+            save_tensors(directory, self._tensors())
             save_state(directory, content)
         super()._save_checkpoint(model, trial)
 
@@ -56,7 +56,7 @@ class KeepsDistillationState(Trainer):
         Raises:
             TypeError: naming the callback whose state is not made of plain values.
         """
-        for callback in self._distillation_callbacks():
+        for callback in self.distillation_callbacks():
             try:
                 json.dumps(callback.state_dict(), allow_nan=False)
             except (TypeError, ValueError) as error:
@@ -66,7 +66,7 @@ class KeepsDistillationState(Trainer):
         return json.dumps(self._distillation_content(), indent=2, allow_nan=False)
 
     def _distillation_content(self) -> dict[str, Any]:
-        callbacks = [{"class": type(c).__name__, "state": c.state_dict()} for c in self._distillation_callbacks()]
+        callbacks = [{"class": type(c).__name__, "state": c.state_dict()} for c in self.distillation_callbacks()]
         return {
             "version": VERSION,
             "method": self.args.method,
@@ -84,13 +84,23 @@ class KeepsDistillationState(Trainer):
                 f"{checkpoint} was trained with method={content['method']!r}, this run has {self.args.method!r}: "
                 "resume with the same method or start in another output_dir"
             )
-        callbacks = self._distillation_callbacks()
+        callbacks = self.distillation_callbacks()
         saved, now = [c["class"] for c in content["callbacks"]], [type(c).__name__ for c in callbacks]
         if saved != now:
             raise ValueError(f"{checkpoint} has callbacks {saved}, this run has {now}: make them the same to resume")
         self.distillation.load_state_dict(content)
         for callback, entry in zip(callbacks, content["callbacks"], strict=True):
             callback.load_state_dict(entry["state"])
+        saved_tensors = load_tensors(checkpoint)
+        for index, callback in enumerate(callbacks):
+            prefix = f"{index}."
+            callback.load_tensors(
+                {key.removeprefix(prefix): value for key, value in saved_tensors.items() if key.startswith(prefix)}
+            )
 
-    def _distillation_callbacks(self) -> list[DistillationCallback]:
-        return [c for c in self.callback_handler.callbacks if isinstance(c, DistillationCallback)]
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{index}.{name}": value
+            for index, callback in enumerate(self.distillation_callbacks())
+            for name, value in callback.tensors().items()
+        }

@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STATE_NAME = "distillation_state.json"
+TENSORS_NAME = "distillation_tensors.safetensors"
 
 
 @dataclass
 class DistillationState:
     """The only state that methods and callbacks share.
 
-    Every value is a 0-dim float64 tensor on the training device (float32 where a device lacks float64), so a training
+    Every value is a float64 tensor, 0-dim but for ``per_class``, on the training device (float32 where a device lacks float64), so a training
     step never waits for the host. All ranks hold the same values.
 
     Args:
         temperatures: teacher name to temperature, used in the current step.
         weights: loss part name to weight, non-negative, summing to 1 for the balanced parts.
         initial_losses: loss part name to its value at the first step, empty before it.
+        per_class: name to ``(K,)`` values, for methods that treat classes differently.
+        epoch: epochs finished before this step; kept by the Trainer, not part of ``state_dict``.
+        epochs: epochs of the whole run, 1 for a stream without end; the same.
     """
 
     temperatures: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     initial_losses: dict[str, Tensor] = field(default_factory=dict)
+    per_class: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+    epochs: float = 1.0
     _next_temperatures: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def create(
-        cls, temperatures: Mapping[str, float], weights: Mapping[str, float], device: torch.device | str = "cpu"
+        cls,
+        temperatures: Mapping[str, float],
+        weights: Mapping[str, float],
+        device: torch.device | str = "cpu",
+        per_class: Mapping[str, Sequence[float]] | None = None,
     ) -> DistillationState:
         """Start from numbers."""
         state = cls(
             {name: torch.tensor(value, dtype=torch.float64) for name, value in temperatures.items()},
             {name: torch.tensor(value, dtype=torch.float64) for name, value in weights.items()},
+            per_class={name: torch.tensor(value, dtype=torch.float64) for name, value in (per_class or {}).items()},
         )
         return state.to(device)
 
@@ -75,13 +88,13 @@ class DistillationState:
             self.initial_losses[part] = loss.detach().clone()
         return loss / self.initial_losses[part]
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
-        """Read every value as a Python float (waits for the device)."""
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Read every value as a Python float, or a list of them (waits for the device)."""
         return {
-            group: {name: value.item() for name, value in values.items()} for group, values in self._groups().items()
+            group: {name: value.tolist() for name, value in values.items()} for group, values in self._groups().items()
         }
 
-    def load_state_dict(self, values: Mapping[str, Mapping[str, float]]) -> None:
+    def load_state_dict(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over saved values, bit for bit, keeping the device.
 
         Raises:
@@ -100,7 +113,12 @@ class DistillationState:
             current.update({name: torch.tensor(v, dtype=dtype, device=device) for name, v in saved.items()})
 
     def _groups(self) -> dict[str, dict[str, Tensor]]:
-        return {"temperatures": self.temperatures, "weights": self.weights, "initial_losses": self.initial_losses}
+        return {
+            "temperatures": self.temperatures,
+            "weights": self.weights,
+            "initial_losses": self.initial_losses,
+            "per_class": self.per_class,
+        }
 
 
 def save_state(directory: str | Path, content: str) -> None:
@@ -127,3 +145,19 @@ def load_state(directory: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not whole ({error}): resume from an older checkpoint") from error
+
+
+def save_tensors(directory: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what callbacks keep as tensors into a checkpoint, whole or not at all; nothing if there is nothing."""
+    if not tensors:
+        return
+    path = Path(directory) / TENSORS_NAME
+    temporary = path.with_suffix(".tmp")
+    save_file({name: value.detach().clone().contiguous().cpu() for name, value in tensors.items()}, temporary)
+    temporary.replace(path)
+
+
+def load_tensors(directory: str | Path) -> dict[str, Tensor]:
+    """Read what ``save_tensors`` wrote; empty if it wrote nothing."""
+    path = Path(directory) / TENSORS_NAME
+    return load_file(path) if path.is_file() else {}

@@ -10,25 +10,27 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
+from bmtard_hooks.asking import AsksTeachers, compiled
 from bmtard_hooks.assembly import choose_student, choose_teachers, with_method_callbacks
+from bmtard_hooks.callbacks.additions import added_callbacks
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
 from bmtard_hooks.callbacks.progress import show_balance_in_progress
 from bmtard_hooks.checks import check_before_training, check_parts, refuse_sharding, refuse_unsupported
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers
+from bmtard_hooks.data import is_map_style
+from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers, world_size
 from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
 from bmtard_hooks.evaluation.metrics import with_robust_metrics
-from bmtard_hooks.methods import LossOutput, method_class
+from bmtard_hooks.methods import Classifier, LossOutput, Method, make_method
 from bmtard_hooks.observation import FiniteGuard, StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
-from bmtard_hooks.randomness import untouched_randomness
 from bmtard_hooks.resume import KeepsDistillationState
 from bmtard_hooks.state import DistillationState
 from bmtard_hooks.window import AccumulationWindow, Batch
 
 
-class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization):
+class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization, AsksTeachers):
     """A ``transformers.Trainer`` that distils robustness from one or more frozen teachers.
 
     Args:
@@ -76,7 +78,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
     ) -> None:
         args = BMTARDConfig(output_dir="tmp_trainer") if args is None else args
         refuse_unsupported(model, args, kwargs)
-        self.method = method_class(args.method)(args)
+        self.method: Method = make_method(args)
         student, collator = choose_student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
         roles = choose_teachers(
             self.method, student, {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
@@ -89,7 +91,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             train_dataset,
             eval_dataset,
             compute_metrics=with_robust_metrics(compute_metrics, args.w_robust_clean_weight),
-            callbacks=with_method_callbacks(self.method.callbacks(), callbacks),
+            callbacks=with_method_callbacks(self.method.callbacks() + added_callbacks(self.method), callbacks),
             **kwargs,
         )
         refuse_sharding(self)
@@ -102,22 +104,21 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         if args.channels_last:
             for module in (self.model, *self.teachers.values()):
                 module.to(memory_format=torch.channels_last)
-        self._attacked = _compiled(self.model, args)
-        self._asked = {name: _compiled(teacher, args) for name, teacher in self.teachers.items()}
+        self._attacked = compiled(self.model, args)
+        self._asked = {name: compiled(teacher, args) for name, teacher in self.teachers.items()}
         self._start_anew()
         show_balance_in_progress(self.callback_handler)
-        self.add_callback(ModelCardCallback(self.model_card_facts))
+        self.add_callback(ModelCardCallback(self.model_card_facts))  # attaches the others too
 
     # The step of the paper.
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Craft a micro-batch on the current weights, then compare, balance, add up and differentiate."""
+        """Craft the step's micro-batches on the current weights, then compare, balance, add up and differentiate."""
         window = self._window
         model.train()  # before the attack, which may be asked to run in training mode
-        if window.position == 0 and len(window) > 1 and self._listeners():
-            self._preview(model)
-        inputs = window.batches[window.position] if window.observed else self._craft(inputs, window.position)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if window.position == 0:
+            self._open(window, model)
+        loss = super().training_step(model, window.batches[window.position], num_items_in_batch)
         window.position += 1
         if window.is_over:
             self.distillation.advance()
@@ -127,91 +128,93 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Add up the method's loss parts with the current weights."""
-        student = partial(self.student.logits, model)
-        output = self.method.loss_parts(student, self._teachers(), inputs, self.distillation)
+        output = self.method.loss_parts(self._student(model), self.ask_teachers(), inputs, self.distillation)
         if not self._window.observed and not self._window.is_over:  # over: called by hand, not by a step
             self._observe([output])
-        weights = self.distillation.weights
-        loss = torch.stack([weights[part].to(value.dtype) * value for part, value in output.parts.items()]).sum()
+        loss = self.weighted(output)
         return (loss, output.parts) if return_outputs else loss
+
+    def weighted(self, output: LossOutput) -> Tensor:
+        """Add up a method's loss parts with the current weights and the method's coefficients."""
+        weights = self.distillation.weights
+        return torch.stack(
+            [
+                weights[part].to(value.dtype) * output.coefficients.get(part, 1.0) * value
+                for part, value in output.parts.items()
+            ]
+        ).sum()
+
+    def _open(self, window: AccumulationWindow, model: nn.Module) -> None:
+        self.distillation.epoch, self.distillation.epochs = self._epoch()
+        crafted = [self._craft(model, inputs, position) for position, inputs in enumerate(window.batches)]
+        window.batches = [dict(b) for b in self.method.prepare(self.ask_teachers(True), crafted, self.distillation)]
+        self.fire("on_crafted", batches=window.batches)
+        if len(window) > 1 and self.listeners("on_losses"):
+            self._preview()
 
     def _observe(self, outputs: list[LossOutput]) -> None:
         """Average what the step shows over micro-batches and ranks, let callbacks act on it, and record it."""
         shown = {("loss", part): [output.parts[part].detach() for output in outputs] for part in outputs[0].parts}
         shown |= {("entropy", name): [output.entropies[name] for output in outputs] for name in outputs[0].entropies}
-        means = average_over_ranks({f"{kind}_{name}": torch.stack(v).mean() for (kind, name), v in shown.items()})
+        shown |= {("class", name): [output.class_sums[name] for output in outputs] for name in outputs[0].class_sums}
+        means = average_over_ranks({f"{kind}_{name}": torch.stack(v).mean(0) for (kind, name), v in shown.items()})
         self._finite.watch(self.state.global_step, means)
-        losses = {name: means[f"loss_{name}"] for kind, name in shown if kind == "loss"}
-        entropies = {name: means[f"entropy_{name}"] for kind, name in shown if kind == "entropy"}
+        losses, entropies, classes = (
+            {name: means[f"{kind}_{name}"] for found, name in shown if found == kind}
+            for kind in ("loss", "entropy", "class")
+        )
         temperatures = dict(self.distillation.temperatures)  # used in this step, before they move
-        self.fire("on_losses", losses=losses, entropies=entropies, distillation=self.distillation)
+        self.fire(
+            "on_losses",
+            losses=losses,
+            entropies=entropies,
+            distillation=self.distillation,
+            class_sums={name: mean * len(outputs) * world_size() for name, mean in classes.items()},
+        )
         self._metrics.record(losses, entropies, temperatures, self.distillation, self.student.num_classes)
 
-    def _preview(self, model: nn.Module) -> None:
+    def _preview(self) -> None:
         """Look at a whole accumulation window before its first backward, so that it is balanced like one large batch.
 
         Weights act in the step in which they move, but a window's losses are known only at its end. So the student's
         forwards run once more without gradient, with the random numbers and BatchNorm statistics that they will find;
         the teachers' answers are kept.
         """
-        window = self._window
-        window.batches = [self._craft(inputs, position) for position, inputs in enumerate(window.batches)]
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        student = partial(self.student.logits, self.model)
-        teachers = self._teachers(remember=True)
-        with torch.no_grad(), untouched_randomness(self.args.device):
-            outputs = [self.method.loss_parts(student, teachers, batch, self.distillation) for batch in window.batches]
-            for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(saved)
-        self._observe(outputs)
-        window.observed = True
+        with torch.no_grad(), self.without_trace():
+            self._observe([self.look(batch) for batch in self._window.batches])
+        self._window.observed = True
 
-    def _craft(self, inputs: Batch, position: int) -> Batch:
+    def look(self, batch: Batch) -> LossOutput:
+        """Compute the loss parts of a crafted batch beside the step; inside ``without_trace``, the step will not notice."""
+        return self.method.loss_parts(self._student(self.model), self.ask_teachers(True), batch, self.distillation)
+
+    def _craft(self, model: nn.Module, inputs: Batch, position: int) -> Batch:
         batch = self._prepare_inputs(inputs)
         if self.args.channels_last and batch["pixel_values"].ndim == 4:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         broadcast_buffers(self.model)
-        student = partial(self.student.logits, self._attacked)
+        method, state, student = self.method, self.distillation, self._student(self._attacked)
         return self.crafter.craft(
             self.model,
             batch,
             key=(self.state.global_step, position, self.args.process_index),
             forward=student,
-            objective=partial(self.method.attack_objective, student, self._teachers()),
+            before_attack=lambda batch: method.before_attack(self._student(model), self.ask_teachers(), batch, state),
+            objective=lambda batch: method.attack_objective(student, self.ask_teachers(True), batch, state),
             gradient_scale=self.attack_gradient_scale,
-            adversarial=self.method.attack is not None,
+            views=method.adversarial_views,
+            count_correct=method.counts_correct_steps,
         )
 
-    def _teachers(self, remember: bool = False) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {name: partial(self._ask, name, remember) for name in self._asked}
+    def _student(self, model: nn.Module) -> Classifier:
+        return partial(self.student.logits, model)
 
-    def _ask(self, name: str, remember: bool, pixels: Tensor) -> Tensor:
-        def ask(pixels: Tensor) -> Tensor:
-            with torch.no_grad(), self.accelerator.autocast():
-                logits = self._asked[name](pixels)
-            return logits.clone() if self.args.torch_compile else logits  # CUDA graphs reuse their output buffers
-
-        answer = self._window.answer(name, pixels, ask)
-        return self._window.remember(name, pixels, answer) if remember else answer
-
-    def fire(self, event: str, **kwargs: Any) -> None:
-        """Call an event that only some callbacks have, the way Trainer calls its own."""
-        handler = self.callback_handler
-        for react in self._listeners(event):
-            control = react(
-                self.args,
-                self.state,
-                self.control,
-                model=handler.model,
-                optimizer=handler.optimizer,
-                lr_scheduler=handler.lr_scheduler,
-                **kwargs,
-            )
-            self.control = control if control is not None else self.control
-
-    def _listeners(self, event: str = "on_losses") -> list[Callable[..., Any]]:
-        found = [getattr(callback, event, None) for callback in self.callback_handler.callbacks]
-        return [react for react in found if callable(react)]
+    def _epoch(self) -> tuple[int, float]:
+        """Return how many epochs are finished, and of how many; 0 of 1 for a stream without end."""
+        epochs = self.state.num_train_epochs
+        if not is_map_style(self.train_dataset) and self.args.max_steps > 0:
+            return 0, 1.0
+        return int((self.state.epoch or 0) + 1e-6), float(epochs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Any]:
         """Remember the micro-batches of the optimizer step that begins."""
@@ -221,8 +224,23 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     def _start_anew(self) -> None:
         device = self.args.device
-        self.distillation = DistillationState.create(self.method.temperatures(), self.method.weights, device)
+        per_class = {name: [value] * self._classes() for name, value in self.method.per_class().items()}
+        self.distillation = DistillationState.create(
+            self.method.temperatures(), self.method.weights, device, per_class
+        )
+        for callback in self.distillation_callbacks():
+            callback.reset()
+        for name in self.method.trained_teachers:
+            self.teachers[name].train()
         self._metrics, self._finite, self._window = StepMetrics(), FiniteGuard(), AccumulationWindow()
+
+    def _classes(self) -> int:
+        if self.student.num_classes is None:
+            raise ValueError(
+                f"method {self.method.name!r} treats classes differently, and the student does not say how many it has: give "
+                "it a num_classes attribute"
+            )
+        return self.student.num_classes
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
@@ -240,7 +258,11 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             resume_from_checkpoint = resume_from_checkpoint.lower() == "true"  # as a command line gives it
         check_before_training(self, resume_from_checkpoint)
         self._own_directory = True
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:
+            self.fire("on_interrupted")
+            raise
         self._finite.check()
         return output
 
@@ -264,9 +286,3 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             "attack": self.crafter.settings,
             "state": self.state,
         }
-
-
-def _compiled(module: nn.Module, args: BMTARDConfig) -> Any:
-    if not args.torch_compile:
-        return module
-    return torch.compile(module, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)

@@ -13,14 +13,14 @@ class AccumulationWindow:
     """Knows where a step is: which micro-batch comes next, whether the balance has moved, what teachers said already.
 
     Args:
-        batches: the micro-batches as the loader gave them, in order.
+        batches: the micro-batches as the loader gave them, in order; replaced by the crafted ones.
     """
 
     def __init__(self, batches: Sequence[Batch] = ()) -> None:
         self.batches = list(batches)
         self.position = 0
         self.observed = False
-        self._answers: dict[tuple[str, int], Tensor] = {}
+        self._answers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -33,13 +33,12 @@ class AccumulationWindow:
     def remember(self, teacher: str, pixels: Tensor, answer: Tensor) -> Tensor:
         """Keep a teacher's answer on images that will come by again, and return it.
 
-        Images of the window stay alive until then, which makes their identity a safe key; others are not kept.
+        The images are kept too, which makes their identity a safe key.
         """
-        if any(pixels is held for batch in self.batches for held in batch.values()):
-            self._answers[teacher, id(pixels)] = answer
+        self._answers[teacher, id(pixels)] = (pixels, answer)
         return answer
 
     def answer(self, teacher: str, pixels: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what the teacher said before on these images, or ask it."""
+        """Return what the teacher said before on these images, once, or ask it."""
         known = self._answers.pop((teacher, id(pixels)), None)
-        return known if known is not None else ask(pixels)
+        return known[1] if known is not None else ask(pixels)

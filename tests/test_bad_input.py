@@ -32,7 +32,7 @@ from bmtard_hooks.checks import refuse_sharding
         ({"weight_rate": 2.0}, r"weight_rate=2.0 is outside \(0, 1\]"),
         ({"loss_balance_power": -1.0}, "loss_balance_power=-1.0 must be positive"),
         ({"entropy_rule": "sum"}, "entropy_rule='sum' is unknown: choose one of difference, ratio"),
-        ({"clean_weight": -0.1}, "clean_weight=-0.1, robust_weight=0.5: pass two non-negative numbers"),
+        ({"clean_weight": -0.1}, "clean_weight=-0.1, robust_weight=None: pass two non-negative numbers"),
         ({"clean_weight": 0.0, "robust_weight": 0.0}, "not both 0"),
         ({"loss_scale": 0.0}, "loss_scale=0.0 is not allowed: pass a positive number"),
         ({"log_eps": -1e-5}, "log_eps=-1e-05 is not allowed"),

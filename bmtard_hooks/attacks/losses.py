@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,18 @@ from bmtard_hooks.functional import kl_to_teacher
 
 Objective = Callable[[Tensor], Tensor]
 """Maps logits ``(B, C)`` to ``(B,)`` (or their sum, a 0-dim tensor)."""
+
+
+@dataclass(frozen=True)
+class MovingTarget:
+    """An objective whose target depends on where the search is, and whose gradient flows through the target too.
+
+    Args:
+        loss: maps logits ``(B, C)`` and the images ``(B, C, H, W)`` they belong to to ``(B,)`` or their sum.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+
 
 LOSSES = ("ce", "kl", "margin")
 

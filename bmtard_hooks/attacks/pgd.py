@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bmtard_hooks.attacks.losses import Objective
+from bmtard_hooks.attacks.losses import MovingTarget, Objective
 from bmtard_hooks.randomness import keyed_generator
 
 NORMS = ("linf", "l2")
@@ -70,7 +70,7 @@ def _check_length(name: str, value: float, norm: str) -> None:
 def pgd(
     forward: Callable[[Tensor], Tensor],
     images: Tensor,
-    objective: Objective,
+    objective: Objective | MovingTarget,
     settings: PGDSettings = PGDSettings(),
     *,
     noise: Tensor | None = None,
@@ -87,7 +87,8 @@ def pgd(
     Args:
         forward: maps pixels ``(B, C, H, W)`` to logits ``(B, K)``.
         images: ``(B, C, H, W)`` in [0, 1].
-        objective: maps logits to ``(B,)`` or their sum; made by ``losses.py`` or a user.
+        objective: maps logits to ``(B,)`` or their sum; made by ``losses.py`` or a user. A ``MovingTarget`` sees the
+            images too.
         settings: radius, step, count, norm and start.
         noise: start noise as ``draw_noise`` returns it, instead of drawing it here.
         generator: source of the start noise; the global one if None.
@@ -109,7 +110,11 @@ def pgd(
         logits = forward(adversarial.requires_grad_(True))
         if observe is not None:
             observe(logits.detach())
-        (gradient,) = torch.autograd.grad(objective(logits).sum() * gradient_scale, adversarial)
+        if isinstance(objective, MovingTarget):
+            value = objective.loss(logits, adversarial)
+        else:
+            value = objective(logits)
+        (gradient,) = torch.autograd.grad(value.sum() * gradient_scale, adversarial)
         adversarial = adversarial.detach()
         if settings.norm == "linf":
             adversarial = adversarial.add_(gradient.sign(), alpha=settings.step_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,38 @@ from bmtard_hooks.state import DistillationState
 class DistillationCallback(TrainerCallback):
     """A Trainer callback that also sees losses and entropies and may move temperatures and weights.
 
-    Subclasses override ``on_losses`` and, if they remember anything between steps, ``state_dict`` and
-    ``load_state_dict``; what they return is saved in every checkpoint.
+    Subclasses override ``on_losses`` or ``on_crafted`` and, if they remember anything between steps, ``state_dict`` and
+    ``load_state_dict`` (numbers) or ``tensors`` and ``load_tensors``; what they return is saved in every checkpoint.
     """
+
+    trainer: Any = None
+    """The Trainer that the callback belongs to."""
+
+    def attach(self, trainer: Any) -> None:
+        """Get to know the Trainer; called when it is made, or when the callback is added to it."""
+        self.trainer = trainer
+
+    def reset(self) -> None:
+        """Forget what was remembered of another run; called before every training."""
+
+    def on_crafted(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        batches: Sequence[Mapping[str, Tensor]],
+        **kwargs: Any,
+    ) -> None:
+        """React to the crafted micro-batches of an optimizer step, before anything is computed on them.
+
+        Args:
+            args: the training arguments.
+            state: the Trainer's state.
+            control: the Trainer's control.
+            batches: ``pixel_values``, ``adv_pixel_values``, ``labels`` and what the method added, on the device.
+            **kwargs: ``model``, ``optimizer``, ``lr_scheduler`` … as in every Trainer event.
+        """
 
     def on_losses(
         self,
@@ -28,6 +57,7 @@ class DistillationCallback(TrainerCallback):
         losses: Mapping[str, Tensor],
         entropies: Mapping[str, Tensor],
         distillation: DistillationState,
+        class_sums: Mapping[str, Tensor],
         **kwargs: Any,
     ) -> None:
         """React to the losses of an optimizer step; called once per step, before the weighted sum.
@@ -39,6 +69,7 @@ class DistillationCallback(TrainerCallback):
             losses: part name to 0-dim float64 tensor, averaged over micro-batches and ranks.
             entropies: teacher name to 0-dim float64 tensor, nats, averaged likewise.
             distillation: the shared state, to be changed in place without waiting for the device.
+            class_sums: name to ``(K,)`` float64 tensor, summed over the images of each class in the whole step.
             **kwargs: ``model``, ``optimizer``, ``lr_scheduler`` … as in every Trainer event.
         """
 
@@ -48,6 +79,22 @@ class DistillationCallback(TrainerCallback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state_dict`` returned when the checkpoint was written."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return tensors that a checkpoint must hold for this callback."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what ``tensors`` returned when the checkpoint was written."""
+
+
+def rate_factor(
+    schedule: Callable[[TrainerState], float] | None, follow_lr: bool, state: TrainerState, optimizer: Any
+) -> float:
+    """Return the factor on a balance's rate: a schedule's, or the learning rate's fall, or 1."""
+    if schedule is not None:
+        return schedule(state)
+    return schedule_factor(optimizer) if follow_lr else 1.0
 
 
 def schedule_factor(optimizer: torch.optim.Optimizer | None) -> float:

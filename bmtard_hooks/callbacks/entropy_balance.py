@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from bmtard_hooks.callbacks.base import DistillationCallback, schedule_factor
+from bmtard_hooks.callbacks.base import DistillationCallback, rate_factor
 from bmtard_hooks.state import DistillationState
 
 RULES = ("difference", "ratio")
@@ -59,6 +59,8 @@ class EntropyBalance(DistillationCallback):
         self.max_temperature = max_temperature
         self.rule = rule
         self.follow_lr = follow_lr
+        self.schedule: Callable[[TrainerState], float] | None = None
+        """Factor on the rate instead of the learning rate's, for methods with a schedule of their own."""
 
     def on_losses(
         self,
@@ -74,7 +76,7 @@ class EntropyBalance(DistillationCallback):
         """Move every teacher's temperature by one step towards equal entropies."""
         if len(entropies) < 2:
             return
-        rate = self.rate * (schedule_factor(kwargs.get("optimizer")) if self.follow_lr else 1.0)
+        rate = self.rate * rate_factor(self.schedule, self.follow_lr, state, kwargs.get("optimizer"))
         values = torch.stack(list(entropies.values()))
         for index, teacher in enumerate(entropies):
             moved = distillation.temperatures[teacher] - rate * self._direction(values, index)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from bmtard_hooks.callbacks.base import DistillationCallback, schedule_factor
+from bmtard_hooks.callbacks.base import DistillationCallback, rate_factor
 from bmtard_hooks.functional import balance_weights
 from bmtard_hooks.state import DistillationState
 
@@ -50,6 +50,8 @@ class LossBalance(DistillationCallback):
         self.power = power
         self.parts = list(parts) if parts is not None else None
         self.follow_lr = follow_lr
+        self.schedule: Callable[[TrainerState], float] | None = None
+        """Factor on the rate instead of the learning rate's, for methods with a schedule of their own."""
 
     def on_losses(
         self,
@@ -66,7 +68,7 @@ class LossBalance(DistillationCallback):
         parts = self.parts if self.parts is not None else list(losses)
         if len(parts) < 2:
             return
-        rate = self.rate * (schedule_factor(kwargs.get("optimizer")) if self.follow_lr else 1.0)
+        rate = self.rate * rate_factor(self.schedule, self.follow_lr, state, kwargs.get("optimizer"))
         relative = torch.stack([distillation.relative_loss(part, losses[part]) for part in parts])
         weights = torch.stack([distillation.weights[part] for part in parts])
         total = weights.sum()

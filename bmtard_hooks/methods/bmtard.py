@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from bmtard_hooks.callbacks.base import DistillationCallback
-from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
-from bmtard_hooks.callbacks.loss_balance import LossBalance
 from bmtard_hooks.functional import entropy, kl_to_teacher, soften
 from bmtard_hooks.methods.base import Batch, Classifier, LossOutput, Method, register
 from bmtard_hooks.state import DistillationState
@@ -23,8 +20,8 @@ class BMTARD(Method):
     Reference: Zhao, Wang, Wei, TPAMI 2024.
     """
 
-    balances_entropy: ClassVar[bool] = True
-    balances_losses: ClassVar[bool] = True
+    balances_entropy = True
+    balances_losses = True
     views: ClassVar[Mapping[str, str]] = {"robust": "adv_pixel_values", "clean": "pixel_values"}
     """Which images each teacher and the student see for each part, in the order of the student's forwards."""
 
@@ -34,11 +31,9 @@ class BMTARD(Method):
         return tuple(self.views)
 
     @property
-    def weights(self) -> dict[str, float]:
-        """The configured weights, scaled to sum to 1."""
-        given = {"robust": self.config.robust_weight, "clean": self.config.clean_weight}
-        weights = {part: given.get(part, 1 / len(self.views)) for part in self.views}
-        return {part: weight / sum(weights.values()) for part, weight in weights.items()}
+    def part_weights(self) -> dict[str, float]:
+        """Equal weights that sum to 1."""
+        return dict.fromkeys(self.views, 1 / len(self.views))
 
     def temperatures(self) -> dict[str, float]:
         """Start at the configured temperatures."""
@@ -54,31 +49,9 @@ class BMTARD(Method):
             student_logits = student(batch[view])
             target = soften(teachers[part](batch[view]), state.temperatures[part])
             kl = kl_to_teacher(student_logits, target, self.config.log_eps)
-            output.parts[part] = self.config.loss_scale * kl.mean()
+            output.parts[part] = self.loss_scale * kl.mean()
             output.entropies[part] = entropy(target, self.config.log_eps).mean()
         return output
-
-    def callbacks(self) -> list[DistillationCallback]:
-        """Entropy-Based Balance and Normalization Loss Balance, each unless the config or the ablation leaves it out."""
-        config = self.config
-        with_entropy = self.balances_entropy if config.entropy_balance is None else config.entropy_balance
-        with_losses = self.balances_losses if config.loss_balance is None else config.loss_balance
-        callbacks: list[DistillationCallback] = []
-        if with_entropy:
-            callbacks.append(
-                EntropyBalance(
-                    config.temperature_rate,
-                    config.min_temperature,
-                    config.max_temperature,
-                    config.entropy_rule,
-                    config.balance_follows_lr,
-                )
-            )
-        if with_losses:
-            callbacks.append(
-                LossBalance(config.weight_rate, config.loss_balance_power, follow_lr=config.balance_follows_lr)
-            )
-        return callbacks
 
 
 @register("mtard")

@@ -15,9 +15,10 @@ class Natural(Method):
     """Cross-entropy on clean images, averaged over the batch: how a clean teacher is made."""
 
     attack = None
+    milestones = (75 / 100, 90 / 100)
 
     @property
-    def weights(self) -> dict[str, float]:
+    def part_weights(self) -> dict[str, float]:
         """One part."""
         return {"clean": 1.0}
 

@@ -21,9 +21,10 @@ class SAT(Method):
     """
 
     attack = {"start": "uniform", "clip_start": True}
+    milestones = (40 / 80, 60 / 80)
 
     @property
-    def weights(self) -> dict[str, float]:
+    def part_weights(self) -> dict[str, float]:
         """One part."""
         return {"robust": 1.0}
 

@@ -24,13 +24,16 @@ class TRADES(Method):
     """
 
     attack = {"step_size": 0.007}
+    milestones = (74 / 76,)
 
     @property
-    def weights(self) -> dict[str, float]:
+    def part_weights(self) -> dict[str, float]:
         """The clean part counts once, the robust part ``trades_beta`` times."""
         return {"clean": 1.0, "robust": self.config.trades_beta}
 
-    def attack_objective(self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch) -> Objective:
+    def attack_objective(
+        self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
+    ) -> Objective:
         """Move the prediction away from the clean one."""
         with torch.no_grad():
             return divergence(soften(student(batch["pixel_values"])))

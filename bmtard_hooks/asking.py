@@ -1,0 +1,71 @@
+"""Asking the teachers, and looking at a step without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.methods import Classifier, Method
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.randomness import untouched_randomness
+from bmtard_hooks.window import AccumulationWindow
+
+
+class AsksTeachers(Trainer):
+    """Asks each teacher about the same images only once, and lets an attack look through it if the images ask for that."""
+
+    args: BMTARDConfig
+    model: Any
+    method: Method
+    teachers: dict[str, PixelClassifier]
+    _asked: Mapping[str, nn.Module]
+    _window: AccumulationWindow
+
+    def ask_teachers(self, remember: bool = False) -> dict[str, Classifier]:
+        """Return a classifier for every teacher.
+
+        Args:
+            remember: keep answers for the next time the same images are asked about in this step.
+        """
+        return {name: partial(self._ask, name, remember) for name in self._asked}
+
+    def _ask(self, name: str, remember: bool, pixels: Tensor) -> Tensor:
+        trained = name in self.method.trained_teachers
+
+        def ask(pixels: Tensor) -> Tensor:
+            follow = torch.is_grad_enabled() and (
+                trained or pixels.requires_grad
+            )  # an attack may look through a teacher
+            with torch.set_grad_enabled(follow), self.accelerator.autocast():
+                logits = self._asked[name](pixels)
+            return logits.clone() if self.args.torch_compile else logits  # CUDA graphs reuse their output buffers
+
+        if trained or pixels.requires_grad:
+            return ask(pixels)
+        answer = self._window.answer(name, pixels, ask)
+        return self._window.remember(name, pixels, answer) if remember else answer
+
+    @contextmanager
+    def without_trace(self) -> Iterator[None]:
+        """Put random numbers and the buffers of everything that is in training mode back afterwards."""
+        trained = [self.model, *(self.teachers[name] for name in self.method.trained_teachers)]
+        saved = [(buffer, buffer.clone()) for module in trained for buffer in module.buffers()]
+        with untouched_randomness(self.args.device):
+            yield
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
+def compiled(module: nn.Module, args: BMTARDConfig) -> Any:
+    """Compile a module as the arguments say, or return it as it is."""
+    if not args.torch_compile:
+        return module
+    return torch.compile(module, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
