@@ -90,6 +90,13 @@ class MethodOptions:
     averaging_start: float | None = option(
         None, "Share of the run before averaging starts (None: 0.025 for ema, 0.275 for swa, 0.475 for saad)."
     )
+    averaging_statistics: str | None = option(
+        None,
+        "BatchNorm of averaged weights: the trained model's ('live'), averaged too ('average'), or estimated on the training "
+        "images, each image ('samples') or batch ('batches') counting the same (None: live for ema, samples for swa, batches "
+        "for saad).",
+    )
+    averaging_warmup: bool = option(True, "EMA: let the decay rise as (1 + d) / (10 + d), d steps after the start.")
     awp_gamma: float = option(0.0, "Adversarial weight perturbation: its relative size; 0 is off (0.005 or 0.01).")
     awp_begin: int = option(0, "AWP: epochs to finish before it starts (9 for TRADES).")
     awp_restore: str = option("after_step", "AWP: put the weights back 'after_step' (its code) or 'before_step'.")
@@ -140,5 +147,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "lmtn_teacher_input": ("own", "clean"),
     "iad_variant": (1, 2),
     "weight_averaging": (None, "none", "ema", "swa"),
+    "averaging_statistics": (None, "live", "average", "samples", "batches"),
     "awp_restore": ("after_step", "before_step"),
 }

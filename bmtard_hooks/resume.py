@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from bmtard_hooks.callbacks.base import DistillationCallback
+from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.distributed import broadcast_buffers
 from bmtard_hooks.events import FiresEvents
@@ -38,10 +41,11 @@ class KeepsDistillationState(FiresEvents):
                 f"step {self.state.global_step}: a weight of the student is not finite although every loss was. No checkpoint "
                 "was written; the last one is good"
             )
+        tensors = self._tensors()  # on every rank, because callbacks may have to agree
         if self.args.should_save:
             directory = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
             os.makedirs(directory, exist_ok=True)
-            save_tensors(directory, self._tensors())
+            save_tensors(directory, tensors)
             save_state(directory, content)
         super()._save_checkpoint(model, trial)
 
@@ -89,14 +93,28 @@ class KeepsDistillationState(FiresEvents):
         if saved != now:
             raise ValueError(f"{checkpoint} has callbacks {saved}, this run has {now}: make them the same to resume")
         self.distillation.load_state_dict(content)
-        for callback, entry in zip(callbacks, content["callbacks"], strict=True):
-            callback.load_state_dict(entry["state"])
+        self._restore_callbacks(content, checkpoint, callbacks)
+
+    def _restore_callbacks(
+        self, content: dict[str, Any], checkpoint: str, wanted: Sequence[DistillationCallback]
+    ) -> None:
+        for callback, entry in zip(self.distillation_callbacks(), content["callbacks"], strict=True):
+            if callback in wanted:
+                callback.load_state_dict(entry["state"])
         saved_tensors = load_tensors(checkpoint)
-        for index, callback in enumerate(callbacks):
+        for index, callback in enumerate(self.distillation_callbacks()):
             prefix = f"{index}."
-            callback.load_tensors(
-                {key.removeprefix(prefix): value for key, value in saved_tensors.items() if key.startswith(prefix)}
-            )
+            if callback in wanted:
+                callback.load_tensors(
+                    {key.removeprefix(prefix): value for key, value in saved_tensors.items() if key.startswith(prefix)}
+                )
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        averages = [callback for callback in self.distillation_callbacks() if isinstance(callback, WeightAveraging)]
+        best = self.state.best_model_checkpoint
+        if averages and best is not None:  # what was evaluated there is the average
+            self._restore_callbacks(load_state(best), best, averages)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {

@@ -21,7 +21,7 @@ from transformers import PrinterCallback
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, create_model, load_teacher
 from bmtard_hooks.arguments import parse
-from bmtard_hooks.evaluation.plots import plot_balance
+from bmtard_hooks.plots import plot_balance
 from bmtard_hooks.recipe import measure
 
 TEST_IMAGES, VALIDATION_IMAGES = 797, 500  # the 500 others are for training

@@ -1,22 +1,25 @@
-"""Train a teacher: clean (natural training) or robust (SAT or TRADES).
+"""Train a teacher: clean (natural training) or robust (SAT or TRADES), in L-infinity or L2.
 
-One process, CPU or GPU:
+A small one on a CPU, and one of the paper's on a GPU:
 
-    accelerate launch recipes/train_teacher.py --config recipes/configs/cifar10_clean_teacher.yaml --output_dir outputs/clean
-    accelerate launch recipes/train_teacher.py --config recipes/configs/cifar10_robust_teacher.yaml --output_dir outputs/robust
+    accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/train_teacher.py \
+        --config recipes/configs/cifar10_clean_teacher.yaml --output_dir outputs/clean
+    accelerate launch --config_file recipes/accelerate/single_gpu.yaml recipes/train_teacher.py \
+        --config recipes/configs/teachers/tiny_imagenet_robust.yaml --output_dir outputs/robust
 
-Four GPUs: `accelerate launch --multi_gpu --num_processes 4 recipes/train_teacher.py …`. To go on after an interruption,
-add `--resume_from_checkpoint true`. Every option of BMTARDConfig can follow, see `--help`.
+On four GPUs take `accelerate/multi_gpu.yaml` and divide `--per_device_train_batch_size` by four. To go on after an interruption,
+add `--resume_from_checkpoint true`. `configs/README.md` lists the files. Every option of BMTARDConfig can follow, see `--help`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import set_seed
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, create_model
-from bmtard_hooks.arguments import DataArguments, parse
+from bmtard_hooks.arguments import DataArguments, option, parse
+from bmtard_hooks.distributed import processes
 from bmtard_hooks.recipe import train_and_measure
 
 
@@ -24,7 +27,7 @@ from bmtard_hooks.recipe import train_and_measure
 class TeacherArguments:
     """Which network to train."""
 
-    model: str = field(default="resnet20_cifar", metadata={"help": "timm architecture, directory or hub id."})
+    model: str = option("resnet20_cifar", "timm architecture, directory or hub id.")
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -39,7 +42,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         eval_dataset=validation,
     )
     rows, table = train_and_measure(trainer, f"{names.model}, {config.method}", test)
-    print(table)
+    if processes().is_main_process:
+        print(table)
     return rows
 
 

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from bmtard_hooks import BMTARDConfig
-from bmtard_hooks.arguments import DataArguments, parse
+from bmtard_hooks.arguments import DataArguments, option, parse
+from bmtard_hooks.methods import make_method
 
 
 @dataclass
@@ -52,7 +53,7 @@ def test_defaults_are_the_papers(tmp_path):
     assert (config.optim, config.learning_rate, config.momentum, config.weight_decay) == ("sgd", 0.1, 0.9, 2e-4)
     assert (config.num_train_epochs, config.per_device_train_batch_size, config.max_grad_norm) == (300, 128, 0)
     assert (config.temperature_rate, config.weight_rate, config.loss_balance_power) == (0.001, 0.025, 1)
-    assert (config.min_temperature, config.max_temperature, config.loss_scale) == (1, 10, 0.1)
+    assert (config.min_temperature, config.max_temperature, make_method(config).loss_scale) == (1, 10, 0.1)
     evaluation = config.evaluation_attack()
     assert (evaluation.steps, evaluation.step_size, evaluation.start, evaluation.clip_start) == (
         20,
@@ -77,3 +78,112 @@ def test_bf16_on_a_cpu_without_it_is_warned_about(fast, monkeypatch, tmp_path, c
     monkeypatch.setattr("bmtard_hooks.config._has_fast_bf16", lambda: fast)
     BMTARDConfig(output_dir=str(tmp_path), bf16=True, use_cpu=True)
     assert ("about 10 times slower than float32" in caplog.text) is not fast
+
+
+@dataclass
+class Few:
+    """Three options."""
+
+    model: str = option("resnet8_cifar", "Network.")
+    steps: int = option(10, "Steps.")
+    milestones: list[float] | None = option(None, "Epochs.")
+
+
+def write(directory, **files):
+    for name, text in files.items():
+        path = directory / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def few(directory, name="run", argv=(), **kwargs):
+    (parsed,) = parse([Few], ["--config", str(directory / f"{name}.yaml"), *argv], **kwargs)
+    return parsed.model, parsed.steps, parsed.milestones
+
+
+def test_including_file_wins_over_what_it_includes_and_later_includes_over_earlier(tmp_path):
+    write(
+        tmp_path,
+        run="model: own\ninclude: [parts/first.yaml, parts/second.yaml]",
+        parts__first="model: first\nsteps: 1\nmilestones: [1, 2]",
+        parts__second="model: second\nsteps: 2",
+    )
+    assert few(tmp_path) == ("own", 2, [1.0, 2.0])
+    assert few(tmp_path, argv=["--steps", "7"]) == ("own", 7, [1.0, 2.0])
+
+
+def test_includes_nest_with_paths_relative_to_the_including_file(tmp_path, monkeypatch):
+    write(
+        tmp_path,
+        rows__run="include: ../parts/middle.yaml\nmilestones: null",
+        parts__middle="include: deep.yaml\nsteps: 3",
+        parts__deep="steps: 9\nmodel: deep\nmilestones: [4]",
+    )
+    monkeypatch.chdir(tmp_path / "parts")
+    assert few(tmp_path / "rows") == ("deep", 3, None)  # null takes back what was included
+
+
+def test_file_may_be_included_twice_but_not_by_itself(tmp_path):
+    write(
+        tmp_path,
+        run="include: [left.yaml, right.yaml]",
+        left="include: base.yaml",
+        right="include: base.yaml\nsteps: 4",
+        base="model: base",
+        loop="include: loop2.yaml",
+        loop2="include: ./loop.yaml",
+    )
+    assert few(tmp_path) == ("base", 4, None)
+    with pytest.raises(ValueError, match=r"in a circle: \S*loop\.yaml → \S*loop2\.yaml → \S*loop\.yaml"):
+        few(tmp_path, "loop")
+
+
+def test_errors_of_included_files_name_them(tmp_path):
+    write(
+        tmp_path,
+        run="include: middle.yaml",
+        middle="include: absent.yaml",
+        typo="include: base.yaml",
+        base="modle: x",
+        number="include: 3",
+    )
+    with pytest.raises(FileNotFoundError, match=r"run\.yaml → \S*middle\.yaml → \S*absent\.yaml does not exist"):
+        few(tmp_path)
+    with pytest.raises(ValueError, match=r"base\.yaml: unknown option 'modle': did you mean model"):
+        few(tmp_path, "typo")
+    with pytest.raises(ValueError, match=r"number\.yaml: include is 3, expected a path or a list"):
+        few(tmp_path, "number")
+
+
+def test_defaults_of_a_program_lose_against_the_file(tmp_path):
+    write(tmp_path, run="steps: 5")
+    assert few(tmp_path, defaults={"steps": 2, "model": "mine"}) == ("mine", 5, None)
+    assert Few().steps == 10
+    with pytest.raises(ValueError, match="defaults: unknown option 'step': did you mean steps"):
+        few(tmp_path, defaults={"step": 2})
+
+
+@pytest.fixture
+def two_splits(tmp_path_factory):
+    import datasets
+
+    directory = tmp_path_factory.mktemp("split")  # not tmp_path: `datasets` takes a folder called test_… for a split
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    rows = {"pixel_values": [[[[0.5] * 4] * 4] * 3] * 5, "label": [0, 1, 2, 0, 1]}
+    for name in ("train", "valid"):  # `datasets` reads the second as "validation"
+        datasets.Dataset.from_dict(rows).to_parquet(directory / f"{name}-00000-of-00001.parquet")
+    return str(directory)
+
+
+def test_first_split_that_exists_is_read(two_splits):
+    train, validation, test = DataArguments(two_splits, test_split="valid,validation", validation_images=2).load()
+    assert (len(train), len(validation), len(test), test.split_name) == (3, 2, 5, "validation")
+
+
+def test_missing_split_names_the_option_and_the_splits(two_splits):
+    with pytest.raises(ValueError, match=r"no split 'test': pass --test_split with one of train, validation"):
+        DataArguments(two_splits).load()
+    with pytest.raises(ValueError, match=r"no split 'a' or 'b': pass --train_split with one of train, validation"):
+        DataArguments(two_splits, train_split="a,b").load()
+    with pytest.raises(ValueError, match="no label column 'fine_label' among"):
+        DataArguments(two_splits, test_split="validation", label_column="fine_label").load()

@@ -24,9 +24,10 @@ def files(tmp_path_factory):
     features = Features({"img": Image(), "label": ClassLabel(names=names)})
     rows = {"img": [PillowImage.fromarray(image) for image in images], "label": [index % 3 for index in range(12)]}
     (root / "data").mkdir()
-    DatasetDict({"test": Dataset.from_dict(rows, features=features)})["test"].to_parquet(
-        root / "data" / "test.parquet"
-    )
+    for split in ("train", "test"):
+        DatasetDict({split: Dataset.from_dict(rows, features=features)})[split].to_parquet(
+            root / "data" / f"{split}.parquet"
+        )
     return root
 
 
@@ -74,6 +75,73 @@ def test_preview_prints_the_knowledge_scales_of_two_teachers(files, capsys):
     assert "knowledge scale" in capsys.readouterr().out
 
 
+def test_train_then_plot(files, tmp_path, capsys):
+    words = (
+        "train", "--student", "resnet8_cifar", "--dataset", files / "data", "--validation_images", "4", "--method",
+        "baseline", "--clean_teacher", files / "clean", "--robust_teacher", files / "robust", "--output_dir",
+        tmp_path / "student", "--steps", "1", "--eval_attack_steps", "1", "--num_train_epochs", "1", "--logging_steps",
+        "1", "--per_device_train_batch_size", "4", "--eval_strategy", "epoch", "--disable_tqdm", "true", "--report_to",
+        "none",
+    )  # fmt: skip
+    assert run(*words) == 0
+    shown = capsys.readouterr().out
+    assert "| clean teacher " in shown and "| baseline " in shown
+    assert (tmp_path / "student" / "config.json").is_file()
+    assert run("plot", tmp_path / "student", "--output_dir", tmp_path / "figures", "--format", "svg") == 0
+    shown = capsys.readouterr().out
+    assert "| student | clean " in shown and "first logged value" in shown
+    names = ["ablation", "balance", "knowledge_scale", "relative_loss"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [f"figure_{name}.svg" for name in names]
+    assert run(*words) == 2
+    assert "bmtard train: " in capsys.readouterr().err
+
+
+def write_log(directory, name, **numbers):
+    entry = {"loss": 1.0, "loss_clean": 1.0, "epoch": 1.0, "step": 5, **numbers}
+    (directory / name).mkdir(parents=True)
+    (directory / name / "trainer_state.json").write_text(json.dumps({"global_step": 5, "log_history": [entry]}))
+    return directory / name
+
+
+MEASURED = {"eval_clean_accuracy": 0.6, "eval_robust_accuracy": 0.3, "eval_w_robust": 0.45}
+
+
+def test_plot_takes_names_and_reports_in_the_order_of_the_runs(files, tmp_path, capsys):
+    for model in ("clean", "robust"):
+        assert evaluate(files, tmp_path / f"of_{model}", "--attacks", "fgsm", "--checks", "false", model=model) == 0
+    runs = [write_log(tmp_path, name) for name in ("one", "two")]
+    capsys.readouterr()
+    words = ("--output_dir", tmp_path / "figures", "--names", "B-MTARD", "SAT")
+    reports = ("--reports", tmp_path / "of_clean", tmp_path / "of_robust" / "report.json", "--attack", "fgsm")
+    assert run("plot", *runs, *words, *reports, "--format", "svg") == 0
+    shown = capsys.readouterr().out
+    assert f"Written: {tmp_path / 'figures' / 'figure_ablation.svg'}" in shown and "for want of" in shown
+    assert "| B-MTARD | clean" in shown and "| SAT     | clean" in shown
+    content = (tmp_path / "figures" / "figure_ablation.svg").read_text()
+    assert all(word in content for word in ("<!-- B-MTARD -->", "<!-- SAT -->", "FGSM", "(evaluation reports)"))
+    assert run("plot", *runs, *words, "--reports", tmp_path / "of_clean", "-") == 2
+    assert "nothing to draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["{a}", "--names", "x", "y"], "--names has 2 values for 1 runs"),
+        (["{a}", "{b}", "--names", "x", "x"], "a name of its own"),
+        (["{a}", "{a}"], "given twice"),
+        (["{a}", "--attack", "rays"], "--attack rays: no report.json for a"),
+        (["{a}", "--smooth", "0"], "smooth=0"),
+        (["{b}"], "nothing to draw: b has no report.json"),
+    ],
+)
+def test_mistakes_of_plot_end_in_one_line_and_status_2(tmp_path, capsys, words, message):
+    places = {"a": write_log(tmp_path, "a", **MEASURED), "b": write_log(tmp_path, "b")}
+    assert run("plot", *[word.format(**places) for word in words], "--output_dir", tmp_path / "figures") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+
+
 def test_a_report_of_a_newer_version_is_refused_by_name(files, tmp_path, capsys):
     assert evaluate(files, tmp_path / "a", "--attacks", "fgsm", "--checks", "false") == 0
     path = tmp_path / "a" / "report.json"
@@ -94,6 +162,7 @@ def test_a_report_of_a_newer_version_is_refused_by_name(files, tmp_path, capsys)
         ),
         (["preview", "--clean_teacher", "x"], "missing --robust_teacher"),
         (["report", "nowhere.json", "--output_dir", "{tmp}"], "nowhere.json"),
+        (["train", "--dataset", "{data}", "--output_dir", "{tmp}", "--validation_images", "4"], "needs a robust"),
         (["measure"], "unknown command 'measure'"),
     ],
 )
@@ -106,4 +175,4 @@ def test_mistakes_end_in_one_line_and_status_2(files, tmp_path, capsys, words, m
 def test_help_lists_the_commands(capsys):
     assert main([]) == 0 and main(["--help"]) == 0 and main(["--version"]) == 0
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("evaluate", "report", "preview"))
+    assert all(command in shown for command in ("train", "evaluate", "report", "plot", "preview"))

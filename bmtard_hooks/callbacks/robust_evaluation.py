@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.distributed import broadcast_buffers
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.image_tensors import as_image_tensors
@@ -29,7 +31,7 @@ class RobustEvaluation(TrainerCallback):
     ``robust_eval/clean_accuracy`` and, for every attack, ``robust_eval/<attack>_accuracy`` and
     ``robust_eval/<attack>_w_robust``.
 
-    Training is not disturbed: modes, gradients and random numbers are what they were.
+    With weight averaging, the averaged weights are attacked and kept. Training is not disturbed: modes, gradients and random numbers are what they were.
 
     Args:
         trainer: a ``BMTARDTrainer``, or any Trainer whose model takes pixels in [0, 1] or carries its normalisation.
@@ -109,7 +111,9 @@ class RobustEvaluation(TrainerCallback):
         model: Any = getattr(self.trainer, "student", None) or self.trainer.model
         device = self.trainer.args.device
         settings = {"batch_size": self.trainer.args.per_device_eval_batch_size, **self.settings}
-        with untouched_randomness(device), attack_mode(model):
+        averaged = getattr(self.trainer, "averaged_weights", nullcontext)  # a plain Trainer has none
+        with averaged(), untouched_randomness(device), attack_mode(model):
+            broadcast_buffers(model)
             return evaluate_robustness(
                 model, self._data, self.attacks, dataset_name="validation", device=device, progress=False, **settings
             )

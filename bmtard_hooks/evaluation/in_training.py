@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import cross_entropy
 from bmtard_hooks.attacks.pgd import draw_noise_by_image, pgd
+from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import NumberedCollate, numbered
 from bmtard_hooks.distributed import broadcast_buffers
+from bmtard_hooks.events import FiresEvents
 from bmtard_hooks.models.pixels import PixelClassifier, full_precision
 from bmtard_hooks.randomness import untouched_randomness
 
 
-class EvaluatesRobustness(Trainer):
-    """Attacks every image of the evaluation set once; verdicts are taken in float32."""
+class EvaluatesRobustness(FiresEvents):
+    """Attacks every image of the evaluation set once; verdicts are taken in float32, on averaged weights if there are any."""
 
     args: BMTARDConfig
     model: Any
@@ -57,9 +58,31 @@ class EvaluatesRobustness(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate the same model on every rank and leave the random numbers of the training alone."""
-        broadcast_buffers(self.model)
-        with untouched_randomness(self.args.device):
+        with self.averaged_weights(), untouched_randomness(self.args.device):
+            broadcast_buffers(self.model)
             return super().evaluation_loop(*args, **kwargs)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Let the model hold the averaged weights inside, if there are any; see ``WeightAveraging``."""
+        with ExitStack() as stack:
+            for callback in self.distillation_callbacks():
+                if isinstance(callback, WeightAveraging):
+                    stack.enter_context(callback.in_model())
+            yield
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, with averaged weights if there are any. See ``Trainer``.
+
+        Checkpoints, which are internal calls, get the weights that the training goes on with.
+        """
+        with nullcontext() if _internal_call else self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload the model, with averaged weights if there are any. See ``Trainer``."""
+        with self.averaged_weights():
+            return super().push_to_hub(*args, **kwargs)
 
     def prediction_step(
         self,

@@ -46,6 +46,10 @@ class PixelClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.frozen = False
+        # timm's LeViT and its kin keep attention biases between forwards in eval mode, and with them the weights of then
+        self._forgetful: list[Any] = [
+            module for module in backbone.modules() if hasattr(module, "attention_bias_cache")
+        ]
         self.register_buffer("mean", None, persistent=False)
         self.register_buffer("std", None, persistent=False)
         if (mean is None) != (std is None):
@@ -83,6 +87,8 @@ class PixelClassifier(nn.Module):
 
     def logits(self, module: nn.Module, pixels: Tensor) -> Tensor:
         """Classify pixels through ``module``: the backbone itself, or the same wrapped for DDP or compiled."""
+        for attention in self._forgetful:
+            attention.attention_bias_cache = {}
         logits = logits_of(module(self.normalise(pixels)))
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -110,14 +116,24 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "logits"):
-        return output.logits
+        return logits_of(output.logits)
     if isinstance(output, dict) and "logits" in output:
-        return output["logits"]
+        return logits_of(output["logits"])
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return output[0]
     raise TypeError(
         f"the model returned {type(output).__name__}: expected a tensor of logits or an output with .logits"
     )
+
+
+def answer_once(network: nn.Module) -> None:
+    """Make a network with a distillation token (DeiT, LeViT …) give the mean of its two heads in train mode too.
+
+    timm can be asked to return both in train mode, for a loss of its own; teachers here judge the one answer that counts.
+    """
+    switch = getattr(network, "set_distilled_training", None)
+    if callable(switch):
+        switch(False)
 
 
 def num_classes_of(backbone: nn.Module) -> int | None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.models.create import as_classifier, check_architecture, create_model, is_hub_id
+from bmtard_hooks.models.architectures import check_architecture
+from bmtard_hooks.models.create import as_classifier, create_model, is_hub_id
+from bmtard_hooks.models.image_sizes import explain_network
 from bmtard_hooks.models.pixels import PixelClassifier
 
 
@@ -81,11 +83,17 @@ def try_classifier(role: str, model: PixelClassifier, pixels: Tensor) -> tuple[i
     Raises:
         ValueError: if it cannot take the images or its logits are not finite.
     """
-    with attack_mode(model), torch.no_grad():
-        try:
+    try:
+        with attack_mode(model), torch.no_grad():
             logits = model(pixels)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ValueError(f"the {role} cannot take images of shape {tuple(pixels.shape[1:])}: {error}") from error
+    except Exception as error:  # every layer has its own way to refuse a size
+        advice = ""
+        if pixels.ndim == 4:
+            advice = explain_network(model, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))
+        reason = str(error).rstrip(".\n") or type(error).__name__
+        raise ValueError(
+            f"the {role} cannot take images of shape {tuple(pixels.shape[1:])}: {reason}{advice}"
+        ) from error
     if not torch.isfinite(logits).all():
         raise ValueError(f"the {role} gives logits that are not finite on the first images: check its weights")
     return tuple(logits.shape)

@@ -7,7 +7,16 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from bmtard_hooks.evaluation.plots import STYLES
+# Okabe and Ito's palette in an order that also differs in brightness; the markers serve black-and-white prints.
+STYLES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+)
 
 WIDTH = 4.0
 """Inches; so few that text of 10 points stays legible where a page is 330 pixels wide."""
@@ -56,26 +65,41 @@ def plain(text: str, longest: int = LONGEST_NAME) -> str:
     return shown.replace("$", r"\$")
 
 
-def new_figure(height: float) -> Any:
-    """Make an empty figure of the common width, without touching the user's backend.
+def new_figure(height: float, width: float = WIDTH) -> Any:
+    """Make an empty figure, without touching the user's backend.
 
     Args:
         height: in inches.
+        width: in inches; by default that of a report's figures.
 
     Raises:
         ImportError: if matplotlib is missing.
     """
     try:
-        from matplotlib.figure import Figure  # here, because only reports with figures need it
+        from matplotlib.figure import Figure  # here, because only figures need it; no pyplot, no global backend
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'bmtard_hooks[recipes]'") from error
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def to_png(figure: Any, dpi: int) -> bytes:
     """Render a figure; signs that the font lacks become boxes without a warning for each."""
+    return render(figure, "png", dpi)
+
+
+def render(figure: Any, kind: str, dpi: int = DPI) -> bytes:
+    """Render a figure as a PNG, a PDF with whole fonts (which journals ask for), or an SVG; the same bytes every time.
+
+    Args:
+        figure: a matplotlib figure.
+        kind: ``png``, ``pdf`` or ``svg``.
+        dpi: pixels per inch of a PNG.
+    """
+    import matplotlib
+
     stream = io.BytesIO()
-    with warnings.catch_warnings():
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    with warnings.catch_warnings(), matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "bmtard"}):
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure.savefig(stream, format="png", dpi=dpi)
+        figure.savefig(stream, format=kind, dpi=dpi, metadata=undated)
     return stream.getvalue()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bmtard_hooks.evaluation.plots import STYLES
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.statistics import accuracy_error
-from bmtard_hooks.reporting.drawing import DPI, Picture, add_legend, new_figure, plain, to_png
+from bmtard_hooks.reporting.drawing import DPI, STYLES, Picture, add_legend, new_figure, plain, to_png
 from bmtard_hooks.reporting.example_figure import draw_examples
 from bmtard_hooks.reporting.files import write_file
 from bmtard_hooks.reporting.model_figures import draw_scatter, draw_sweep

@@ -3,7 +3,7 @@ import sys
 import pytest
 from PIL import Image
 
-from bmtard_hooks.evaluation.plots import plot_balance
+from bmtard_hooks.plots import plot_balance
 
 
 def balance_log(count=20, **extra):

@@ -1,0 +1,195 @@
+"""The numbers of a comparison: every run, means over seeds, and each row against the first on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bmtard_hooks.evaluation.comparison import compare
+from bmtard_hooks.evaluation.report import RobustnessReport
+from bmtard_hooks.evaluation.statistics import accuracy_error, holm, weighted_error, weighted_outcomes
+
+Reports = Mapping[int | None, RobustnessReport]
+"""Seed to report; None is the seed of a teacher."""
+
+MEASURES = ("clean", "robust", "w_robust")
+
+
+def outcomes(report: RobustnessReport, column: str) -> dict[str, np.ndarray]:
+    """Give every image in a column's scope its share of clean accuracy, robust accuracy and W-Robust.
+
+    Args:
+        report: of one model.
+        column: of the report.
+
+    Returns:
+        Measure to ``(n,)`` float64 in [0, 1].
+    """
+    robust = report.robust(column)
+    clean = report.correct[: len(robust)]
+    weighted = weighted_outcomes(clean, robust, report.clean_weight)
+    return {"clean": clean.astype(float), "robust": robust.astype(float), "w_robust": weighted}
+
+
+def single(report: RobustnessReport) -> dict[str, Any]:
+    """Sum up one model: clean accuracy and every column, each with its standard error over images."""
+    share = float(report.correct.mean())
+    columns = {}
+    for row in report.rows():
+        columns[row.column] = {
+            "images": row.images,
+            "robust": row.robust,
+            "robust_error": row.robust_error,
+            "w_robust": row.w_robust,
+            "w_robust_error": row.w_robust_error,
+        }
+    return {"clean": share, "clean_error": accuracy_error(share, len(report.labels)), "columns": columns}
+
+
+def mean_over_seeds(reports: Reports, column: str) -> dict[str, Any]:
+    """Average a column over seeds.
+
+    Args:
+        reports: of one row, at least one.
+        column: of the reports.
+
+    Returns:
+        ``seeds``, and for clean, robust and w_robust the mean, ``…_error_images`` (standard error of the mean from the
+        choice of the test images, these models taken as they are) and ``…_error_seeds`` (sd over seeds / sqrt(seeds), from
+        training again; None with a single seed, from which it cannot be known).
+    """
+    found = [outcomes(report, column) for report in reports.values()]
+    result: dict[str, Any] = {"seeds": len(found)}
+    for measure in MEASURES:
+        values = np.stack([entry[measure] for entry in found])
+        result[measure] = float(values.mean())
+        result[f"{measure}_error_images"] = _error_over_images(values.mean(axis=0))
+        result[f"{measure}_error_seeds"] = error_over_seeds(values.mean(axis=1))
+    return result
+
+
+def error_over_seeds(values: Sequence[float] | np.ndarray) -> float | None:
+    """Compute the standard error of a mean over seeds; None for a single one.
+
+    Formula: ``sd / sqrt(S)`` with the divisor ``S - 1`` in the variance.
+    """
+    count = len(values)
+    return None if count < 2 else float(np.std(values, ddof=1) / math.sqrt(count))
+
+
+def _error_over_images(values: np.ndarray) -> float:
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def paired(row: Reports, other: Reports, column: str) -> dict[str, Any]:
+    """Compare two rows on the same images, seed by seed; every difference is the first argument's share minus the second's.
+
+    A teacher, which has no seed, is paired with every seed of a student.
+
+    Args:
+        row: reports of one row.
+        other: reports of the other.
+        column: of the reports.
+
+    Returns:
+        ``seeds`` that both have; for every measure the mean difference, its ``_error_images``, ``_error_seeds`` and
+        ``_error`` (both together; the images' alone with one seed); ``z``, the difference of W-Robust over its ``_error``,
+        None if that is 0; and McNemar's ``tests`` of robust accuracy, one per seed.
+    """
+    pairs = _pairs(row, other)
+    result: dict[str, Any] = {"seeds": [seed for seed, _, _ in pairs]}
+    differences = []
+    for _, first, second in pairs:
+        mine, theirs = outcomes(first, column), outcomes(second, column)
+        images = min(len(mine["clean"]), len(theirs["clean"]))
+        differences.append({name: mine[name][:images] - theirs[name][:images] for name in MEASURES})
+    for measure in MEASURES:
+        values = np.stack([entry[measure] for entry in differences])
+        over_images, over_seeds = _error_over_images(values.mean(axis=0)), error_over_seeds(values.mean(axis=1))
+        result[measure] = float(values.mean())
+        result[f"{measure}_error_images"] = over_images
+        result[f"{measure}_error_seeds"] = over_seeds
+        result[f"{measure}_error"] = math.hypot(over_images, over_seeds or 0.0)
+    error = result["w_robust_error"]
+    result["z"] = result["w_robust"] / error if error > 0 else None
+    result["tests"] = [_test(seed, first, second, column) for seed, first, second in pairs]
+    return result
+
+
+def _pairs(row: Reports, other: Reports) -> list[tuple[int | None, RobustnessReport, RobustnessReport]]:
+    if None in row and None in other:
+        return [(None, row[None], other[None])]
+    if None in row:
+        return [(seed, row[None], report) for seed, report in other.items()]
+    if None in other:
+        return [(seed, report, other[None]) for seed, report in row.items()]
+    return [(seed, report, other[seed]) for seed, report in row.items() if seed in other]
+
+
+def _test(seed: int | None, first: RobustnessReport, second: RobustnessReport, column: str) -> dict[str, Any]:
+    found = compare(first, second, [column], resamples=1).columns[0].robust_test  # also refuses other images or radii
+    return {
+        "seed": seed,
+        "only_row": found.only_first,
+        "only_other": found.only_second,
+        "p": found.p_value,
+    }
+
+
+def against_first(rows: Mapping[str, Reports], first: str, column: str) -> list[dict[str, Any]]:
+    """Compare every row with one of them, McNemar's p-values adjusted over the rows (Holm) for each seed.
+
+    Args:
+        rows: label to reports; rows without any are left out.
+        first: label of the row to compare with.
+        column: of the reports.
+
+    Returns:
+        One entry per other row that shares a seed with it, see ``paired``, with ``row``, ``column`` and ``p_holm`` in tests.
+    """
+    if not rows.get(first):
+        return []
+    entries = []
+    for label, reports in rows.items():
+        if label != first and reports and _pairs(reports, rows[first]):
+            entries.append({"row": label, "column": column, **paired(reports, rows[first], column)})
+    seeds = dict.fromkeys(test["seed"] for entry in entries for test in entry["tests"])
+    for seed in seeds:
+        tests = [test for entry in entries for test in entry["tests"] if test["seed"] == seed]
+        for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
+            test["p_holm"] = adjusted
+    return entries
+
+
+def best_and_second(rows: Mapping[str, Reports], column: str) -> tuple[str, str, dict[str, Any]] | None:
+    """Find the rows with the highest and the second highest mean W-Robust, and their paired difference.
+
+    Args:
+        rows: label to reports, of the rows that compete.
+        column: of the reports.
+
+    Returns:
+        Their labels and what ``paired`` says of them; None with fewer than two rows, or if they share no seed.
+    """
+    means = {label: mean_over_seeds(reports, column)["w_robust"] for label, reports in rows.items() if reports}
+    if len(means) < 2:
+        return None
+    best, second = sorted(means, key=lambda label: -means[label])[:2]
+    if not _pairs(rows[best], rows[second]):
+        return None
+    return best, second, paired(rows[best], rows[second], column)
+
+
+__all__ = [
+    "against_first",
+    "best_and_second",
+    "error_over_seeds",
+    "mean_over_seeds",
+    "outcomes",
+    "paired",
+    "single",
+    "weighted_error",
+]

@@ -1,0 +1,254 @@
+"""``comparison.md``: the table in the form of the paper's, what may be concluded from it, and how it came about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bmtard_hooks.compare.results import Results, collect, paths, to_json
+from bmtard_hooks.evaluation.environment import PACKAGES
+from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.reporting.presentation import DASH, accuracy, attack_name, ball_name, percent, with_error
+from bmtard_hooks.reporting.table import Cell, Column, Table
+
+Content = Mapping[str, Any]
+
+
+def write_comparison(plan: Any) -> Results:
+    """Write ``comparison.json`` and ``comparison.md`` from what is finished, and return it.
+
+    Args:
+        plan: the comparison.
+    """
+    results = collect(plan)
+    places = paths(plan)
+    write_file(places["json"], to_json(results))
+    write_file(places["markdown"], to_markdown(results))
+    return results
+
+
+def to_markdown(results: Results) -> str:
+    """Write the whole document."""
+    content = results.content
+    tables = [accuracy_table(results), *_per_seed(results), *_paired_tables(content), training_table(content)]
+    parts = [f"# {len(content['rows'])} models on {content['test']['name']}"]
+    parts += [tables[0].markdown(0), *sentences(content)]
+    parts += [table.markdown(2) for table in tables[1:]]
+    parts += ["## Setting", setting(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def accuracy_table(results: Results) -> Table:
+    """Make the table: a row per method, clean accuracy, and robust accuracy and W-Robust under every attack."""
+    content = results.content
+    headings = [Column("Method", numeric=False), Column("Clean")]
+    for column in results.columns:
+        headings += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
+    body = [_accuracy_row(row, results) for row in content["rows"]]
+    for position, column in enumerate(results.columns):
+        values = [row["mean"][column]["w_robust"] if row["mean"] else None for row in content["rows"]]
+        students = [value for row, value in zip(content["rows"], values, strict=True) if "method" in row]
+        best = max((percent(value) for value in students if value is not None), key=float, default="")
+        for line, row, value in zip(body, content["rows"], values, strict=True):
+            if value is not None and percent(value) == best and "method" in row:
+                line[3 + 2 * position] = Cell(str(line[3 + 2 * position]), strong=True)
+    return Table("Accuracies", headings, body, _caption(content), _run_notes(content))
+
+
+def _accuracy_row(row: Content, results: Results) -> list[Cell | str]:
+    finished = [run for run in row["runs"] if run["state"] == "finished"]
+    cells: list[Cell | str] = [_label(row, finished)]
+    if not finished:
+        return [*cells, *[DASH] * (1 + 2 * len(results.columns))]
+    if len(finished) == 1:
+        run, images = finished[0], results.content["test"]["images"]
+        cells.append(accuracy(run["clean"], run["clean_error"], images))
+        for column in results.columns:
+            found = run["columns"][column]
+            cells.append(accuracy(found["robust"], found["robust_error"], found["images"]))
+            cells.append(with_error(found["w_robust"], found["w_robust_error"]))
+        return cells
+    means = row["mean"]
+    shares = [run["clean"] for run in finished]
+    cells.append(with_error(sum(shares) / len(shares), means[results.columns[0]]["clean_error_seeds"]))
+    for column in results.columns:
+        for measure in ("robust", "w_robust"):
+            cells.append(with_error(means[column][measure], means[column][f"{measure}_error_seeds"]))
+    return cells
+
+
+def _label(row: Content, finished: Sequence[Content]) -> str:
+    runs = row["runs"]
+    if len(finished) == len(runs):
+        return row["label"]
+    if len(runs) == 1:
+        return f"{row['label']} ({runs[0]['state']})"
+    return f"{row['label']} ({len(finished)} of {len(runs)} seeds)"
+
+
+def _caption(content: Content) -> str:
+    weight, several = content["clean_weight"], any(_finished(row) > 1 for row in content["rows"])
+    text = f"Percent on n = {content['test']['images']} images of {content['test']['name']}; W-Robust = {weight:g} · clean + "
+    text += f"{1 - weight:g} · robust. Bold: the highest W-Robust of the methods. "
+    if several:
+        widest = max(
+            mean["w_robust_error_images"] for row in content["rows"] if row["mean"] for mean in row["mean"].values()
+        )
+        return text + (
+            "± is the standard error of the mean over seeds (sd / √seeds), uncertain itself with few of them; rows with "
+            "one model only have the standard error over images. The choice of test images, the same for all rows, "
+            f"adds an error of up to {percent(widest)} points to each W-Robust."
+        )
+    return text + (
+        "± is one standard error over test images (a 95 % interval in brackets near 0 and 100). There is one run per row, so "
+        "how much a result changes when it is trained again with another seed is not known."
+    )
+
+
+def _finished(row: Content) -> int:
+    return sum(run["state"] == "finished" for run in row["runs"])
+
+
+def _run_notes(content: Content) -> list[str]:
+    runs = [run for row in content["rows"] for run in row["runs"]]
+    notes = [f"{run['name']} {run['state']}: {run['reason']}" for run in runs if run.get("reason")]
+    waiting = [
+        f"{run['name']} ({run['state']})" for run in runs if run["state"] in ("not started", "running", "interrupted")
+    ]
+    return notes + ([f"Not finished yet: {', '.join(waiting)}."] if waiting else [])
+
+
+def sentences(content: Content) -> list[str]:
+    """Say for every attack which method is best, and how surely."""
+    said = []
+    for column, best in content["best"].items():
+        if best is None:
+            continue
+        ahead = f"{100 * best['w_robust']:.2f} points"
+        surely = "they are equal on every image"
+        if best["z"] is not None:
+            surely = f"{best['z']:.1f} standard errors of the paired difference"
+            surely += "" if best["z"] >= 2 else ", which can be chance"
+        among = f" (seeds {', '.join(map(str, best['seeds']))})" if len(best["seeds"]) > 1 else ""
+        said.append(
+            f"Under {attack_name(column)}, {best['row']} has the highest W-Robust of the methods, {ahead} above "
+            f"{best['second']}, the second{among}: {surely}."
+        )
+    return said
+
+
+def _per_seed(results: Results) -> list[Table]:
+    if len(results.content["seeds"]) < 2:
+        return []
+    headings = [Column("Run", numeric=False), Column("Clean")]
+    for column in results.columns:
+        headings += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
+    body: list[list[Cell | str]] = []
+    for row in results.content["rows"]:
+        for run in row["runs"]:
+            alone = {"label": run["name"], "runs": [run], "mean": row["mean"]}
+            body.append(_accuracy_row(alone, results))
+    return [Table("Every run", headings, body, "Percent ± one standard error over test images.")]
+
+
+def _paired_tables(content: Content) -> list[Table]:
+    tables = []
+    for column in content["columns"]:
+        entries = [entry for entry in content["against_first"] if entry["column"] == column]
+        if entries:
+            tables.append(_paired_table(content, column, entries))
+    return tables
+
+
+def _paired_table(content: Content, column: str, entries: Sequence[Content]) -> Table:
+    headings = [Column("Method", numeric=False), *map(Column, ("Clean", "Robust", "W-Robust", "z"))]
+    headings += [Column("Only this : only first robust"), Column("p (Holm)")]
+    body: list[list[Cell | str]] = []
+    for entry in entries:
+        differences = [
+            f"{100 * entry[name]:+.2f} ± {100 * entry[f'{name}_error']:.2f}"
+            for name in ("clean", "robust", "w_robust")
+        ]
+        z = DASH if entry["z"] is None else f"{entry['z']:+.1f}"
+        counts = "; ".join(f"{test['only_row']} : {test['only_other']}" for test in entry["tests"])
+        p_values = "; ".join(f"{test['p_holm']:.2g}" for test in entry["tests"])
+        body.append([entry["row"], *differences, z, counts, p_values])
+    several = any(len(entry["seeds"]) > 1 for entry in entries)
+    caption = f"Difference to {content['compared_with']} on the same images, in points ± its standard error"
+    caption += " (paired over images, and over seeds)" if several else " (paired over images; of these trained models)"
+    caption += ". z is the difference of W-Robust in standard errors. p is McNemar's exact test of robust accuracy"
+    caption += f", one per seed ({'; '.join(map(str, content['seeds']))})" if several else ""
+    caption += ", by Holm's rule for the number of rows."
+    return Table(f"{attack_name(column)}: each row minus {content['compared_with']}", headings, body, caption)
+
+
+def training_table(content: Content) -> Table:
+    """Make the table of what each run cost."""
+    names = ("Epochs", "Images", "Steps", "Chosen step", "Held-out W-Robust", "Seconds", "ms per step")
+    headings = [Column("Run", numeric=False), *map(Column, names)]
+    body: list[list[Cell | str]] = []
+    for run in (run for row in content["rows"] if "method" in row for run in row["runs"]):
+        facts = run.get("training") or {}
+        if "steps" not in facts:
+            body.append([f"{run['name']} ({run['state']})", *[DASH] * len(names)])
+            continue
+        held_out = facts["validation"].get("eval_w_robust", math.nan)
+        per_step = f"{1000 * facts['seconds'] / facts['steps']:.0f}" if facts["steps"] else DASH
+        body.append(
+            [
+                run["name"],
+                f"{facts['epochs']:g}",
+                str(facts["images"]),
+                str(facts["steps"]),
+                str(facts["chosen_step"]),
+                percent(held_out),
+                f"{facts['seconds']:.0f}",
+                per_step,
+            ]
+        )
+    caption = "Wall time of the training with its measurements on held-out images, without what a kill lost."
+    return Table("Training", headings, body, caption)
+
+
+def setting(results: Results) -> str:
+    """Write the budget that all rows share, in a few lines."""
+    content, options = results.content, results.content["options"]
+    devices = dict.fromkeys(
+        f"{run['training']['device']}, {run['training']['threads']} threads"
+        for row in content["rows"]
+        for run in row["runs"]
+        if run.get("training", {}).get("device")
+    )
+    schedule = options["lr_scheduler_type"]
+    drops = options["lr_milestones"]
+    if schedule == "constant":
+        schedule = f"drops after epochs {drops}" if drops else "**each method's own drops of the learning rate**"
+    length = f"{options['max_steps']} steps" if options["max_steps"] > 0 else f"{options['num_train_epochs']:g} epochs"
+    balls = {attack_name(name): ball_name((spec["norm"], spec["eps"])) for name, spec in content["attacks"].items()}
+    versions = ", ".join(f"{name} {content['packages'][name]}" for name in PACKAGES if name in content["packages"])
+    lines = [
+        f"Every row: {content['student']}, {length} of {content['train_images']} images, batch "
+        f"{options['per_device_train_batch_size']}, {options['optim']}, learning rate {options['learning_rate']:g}, "
+        f"{schedule}, weight decay {options['weight_decay']:g}, PGD-{options['steps']} in training.",
+        f"Checkpoint: {content['choose']}"
+        + (
+            f", by {options['metric_for_best_model']} on {content['validation_images']} held-out training images."
+            if content["choose"] == "best"
+            else "."
+        ),
+        *(f"{row['label']}: {row['method']} with {_options(row)}." for row in content["rows"] if row["options"]),
+        *(f"The {role} teacher: {name}." for role, name in content["teachers"].items()),
+        "Attacks: "
+        + "; ".join(f"{name} ({ball})" for name, ball in balls.items())
+        + ". PGD alone overstates robustness: "
+        "add `--attacks pgd_trades autoattack` before calling a model robust.",
+        f"bmtard_hooks {content['bmtard_hooks']}, commit {content['commit'] or 'unknown'}; {versions}.",
+        *([f"Trained on {'; '.join(devices)}."] if devices else []),
+        f"Command: `compare.py {content['command']}`",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _options(row: Content) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row["options"].items())

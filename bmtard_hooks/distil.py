@@ -1,0 +1,92 @@
+"""The flow that the recipes share: options, data, teachers, student, training, a table. A recipe adds its data set's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import set_seed
+
+from bmtard_hooks.arguments import DataArguments, option, parse
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
+from bmtard_hooks.recipe import train_and_measure
+from bmtard_hooks.trainer import BMTARDTrainer
+
+
+@dataclass
+class ModelArguments:
+    """Which networks take part."""
+
+    student: str = option("resnet18_cifar", "timm architecture, directory or hub id.")
+    student_mean: list[float] | None = option(None, "Normalisation inside the student (None: its own, or none).")
+    student_std: list[float] | None = option(None, "The same.")
+    clean_teacher: str | None = option(None, "Directory, hub id, or timm architecture with its checkpoint below.")
+    clean_teacher_checkpoint: str | None = option(None, ".safetensors, .pt or .pth file with the weights.")
+    robust_teacher: str | None = option(None, "The same for the robust teacher.")
+    robust_teacher_checkpoint: str | None = option(None, "The same.")
+    robust_l2_teacher: str | None = option(None, "The same for the teacher robust in L2 (method bmtard_union).")
+    robust_l2_teacher_checkpoint: str | None = option(None, "The same.")
+
+    def create_student(self, num_classes: int, image_size: int) -> PixelClassifier:
+        """Build the student."""
+        return create_model(
+            self.student, num_classes, image_size=image_size, mean=self.student_mean, std=self.student_std
+        )
+
+    def load_teachers(self, num_classes: int) -> dict[str, PixelClassifier]:
+        """Load the teachers that were named, by role."""
+        named = {
+            "clean": (self.clean_teacher, self.clean_teacher_checkpoint),
+            "robust": (self.robust_teacher, self.robust_teacher_checkpoint),
+            "robust_l2": (self.robust_l2_teacher, self.robust_l2_teacher_checkpoint),
+        }
+        for role, (name, checkpoint) in named.items():
+            if name is None and checkpoint is not None:
+                raise ValueError(
+                    f"--{role}_teacher_checkpoint {checkpoint} needs the architecture it belongs to: pass "
+                    f"--{role}_teacher too, for example resnet56_cifar"
+                )
+        return {
+            role: load_teacher(name, checkpoint, num_classes=num_classes)
+            for role, (name, checkpoint) in named.items()
+            if name is not None
+        }
+
+
+def distil(
+    argv: Sequence[str] | None,
+    description: str | None,
+    defaults: Mapping[str, Any] | None = None,
+    program: str | None = None,
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Train a student as a command line says, choose its best checkpoint on held-out training images, measure it.
+
+    Args:
+        argv: the command line without the program's name; ``sys.argv[1:]`` if None.
+        description: for ``--help``.
+        defaults: the recipe's own defaults of any option.
+        program: name of the program for ``--help``; that of the running script by default.
+
+    Returns:
+        Name to accuracies on the test set, of the teachers and of the student (named after its method), and the table in
+        Markdown; see ``bmtard_hooks.recipe.measure``.
+
+    Raises:
+        ValueError: for options, data or teachers that do not fit, before anything is written.
+    """
+    types = [ModelArguments, DataArguments, BMTARDConfig]
+    models, data, config = parse(types, argv, description, program, defaults)
+    train, validation, test = data.load()
+    teachers = models.load_teachers(train.num_classes)
+    set_seed(config.seed)  # of the first weights
+    trainer = BMTARDTrainer(
+        models.create_student(train.num_classes, train.images.shape[-1]),
+        config,
+        train_dataset=train,
+        eval_dataset=validation,
+        teachers=teachers,
+    )
+    others = {f"{role} teacher": teacher for role, teacher in teachers.items()}
+    return train_and_measure(trainer, config.method, test, others)

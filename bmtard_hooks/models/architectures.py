@@ -1,0 +1,152 @@
+"""timm architectures: built, put into transformers' wrapper, and explained where they cannot be."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
+
+from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.models.checkpoints import load_weights
+from bmtard_hooks.models.image_sizes import explain_architecture, size_argument, try_size
+
+
+def build_architecture(
+    name: str,
+    num_classes: int | None,
+    model_args: dict[str, Any],
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    sides: tuple[int, int] | None = None,
+) -> PreTrainedModel:
+    """Build a timm architecture inside transformers' wrapper, so that it can be saved and loaded by either library.
+
+    Args:
+        name: the architecture.
+        num_classes: number of logits.
+        model_args: for ``timm.create_model``.
+        checkpoint: file with weights, see ``read_state_dict``.
+        pretrained: download timm's weights.
+        sides: height and width of the images; the network is made for them where it must know, and tried on one.
+
+    Raises:
+        ValueError: for an unknown name or argument, a missing class count, or a size that the network cannot take.
+        FileNotFoundError: if the checkpoint does not exist.
+    """
+    check_architecture(name)
+    if num_classes is None:
+        raise ValueError(f"num_classes is missing: say how many classes {name} should tell apart")
+    _check_recordable(name, model_args)
+    build = partial(timm.create_model, name, num_classes=num_classes)
+    complete = model_args if sides is None else {**size_argument(name, sides), **model_args}
+    try:
+        network = build(pretrained=pretrained, **complete)
+        if sides is not None:
+            try_size(network, int(model_args.get("in_chans", 3)), sides)
+    except Exception as error:  # every architecture has its own way to refuse a size
+        advice = _explain_argument(name, error)
+        if advice is None and sides is not None:
+            advice = explain_architecture(name, sides, error, build, model_args)
+        if advice is None:
+            raise
+        raise ValueError(advice) from error
+    if checkpoint is not None:
+        load_weights(network, checkpoint)
+    return wrap_timm(network, name, num_classes, complete)
+
+
+def check_architecture(name: str) -> None:
+    """Raise ``ValueError`` with the nearest names if timm does not know an architecture."""
+    if timm.is_model(name.split(".")[0]):
+        return
+    if "/" in name or name.startswith((".", "~")):
+        raise ValueError(f"{name} is not a directory with a saved model (config.json and weights)")
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists every architecture"
+    raise ValueError(f"unknown model {name!r}: {hint}")
+
+
+def wrap_timm(network: nn.Module, architecture: str, num_classes: int, model_args: dict[str, Any]) -> PreTrainedModel:
+    """Put a timm network into transformers' wrapper, keeping its weights (the wrapper would initialise its own)."""
+    config = TimmWrapperConfig(architecture=architecture, model_args=model_args or None)
+    config.num_labels = num_classes
+    with torch.device("meta"):
+        wrapper = TimmWrapperForImageClassification(config)
+    expected = {key: value.shape for key, value in wrapper.timm_model.state_dict().items()}
+    if expected != {key: value.shape for key, value in network.state_dict().items()}:
+        raise ValueError(
+            f"this {architecture} was built with arguments that its own config does not record, so it could not be "
+            f"loaded again: build it with create_model({architecture!r}, num_classes={num_classes}, <arguments>)"
+        )
+    wrapper.timm_model = network
+    return wrapper
+
+
+def separate_shared_weights(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Give weights with several names (CoaT) storage of their own, because safetensors files cannot share it.
+
+    Args:
+        module: whose state dict is made; this is a hook for ``register_state_dict_post_hook``.
+        state: names and tensors, changed in place.
+        prefix: of the module's names.
+        metadata: not used.
+    """
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if name.startswith(prefix) and tensor.numel() and not tensor.is_meta:
+            state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+
+
+def wrap_as_built(network: nn.Module, architecture: str) -> PreTrainedModel:
+    """Put a timm network that somebody else built into the wrapper, if its name alone describes it.
+
+    Raises:
+        ValueError: if weights or logits tell that it was built with arguments, which nothing records.
+    """
+    classes = int(getattr(network, "num_classes", 0))
+    wrapper = wrap_timm(network, architecture, classes, {})
+    rebuilt = timm.create_model(architecture, num_classes=classes)
+    rebuilt.load_state_dict(network.state_dict())
+    size = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    with attack_mode(network), torch.no_grad():
+        same = torch.allclose(network(images), rebuilt.eval()(images), rtol=1e-3, atol=1e-4)
+    if not same:
+        raise ValueError(f"this {architecture} computes something else than its name alone says")
+    return wrapper
+
+
+def _check_recordable(architecture: str, model_args: dict[str, Any]) -> None:
+    try:
+        json.dumps(model_args)
+    except TypeError as error:
+        raise ValueError(
+            f"the arguments {sorted(model_args)} of {architecture} cannot be written into a config ({error}), so the model "
+            "could not be saved: pass names and numbers, for example act_layer='silu'"
+        ) from error
+
+
+def _explain_argument(architecture: str, error: Exception) -> str | None:
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+    if twice:
+        return f"{architecture} sets {twice[1]} itself: leave it out, or take an architecture that has it as you want"
+    if not unknown:
+        return None
+    with torch.device("meta"):
+        known = inspect.signature(type(timm.create_model(architecture)).__init__).parameters
+    names = sorted({*known, "image_size", "in_chans"} - {"self", "args", "kwargs", "img_size"})
+    near = difflib.get_close_matches(unknown[1], names, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{architecture} has no argument {unknown[1]!r}: {hint}It takes {', '.join(names)}"

@@ -1,0 +1,33 @@
+"""Train a student on CIFAR-100: B-MTARD and its rivals, a YAML file for each.
+
+One process:
+
+    accelerate launch --config_file recipes/accelerate/single_gpu.yaml recipes/cifar100.py \
+        --config recipes/configs/cifar100/resnet18_bmtard.yaml \
+        --clean_teacher outputs/clean --robust_teacher outputs/robust --output_dir outputs/bmtard
+
+The clean and the robust teacher are networks of 100 classes, for example `--robust_teacher wrn70_16_cifar
+--robust_teacher_checkpoint FILE`. On four GPUs take `accelerate/multi_gpu.yaml` and add `--per_device_train_batch_size 32`,
+which keeps 128 images a step. To go on after an interruption, add `--resume_from_checkpoint true`. `configs/README.md` lists
+the files and the teachers that each method needs. Every option of BMTARDConfig can follow, see `--help`.
+"""
+
+from __future__ import annotations
+
+from bmtard_hooks.distil import distil
+from bmtard_hooks.distributed import processes
+
+# The data set has two label columns; the other one tells 20 coarse classes apart.
+DEFAULTS = {"dataset": "cifar100", "label_column": "fine_label", "student": "resnet18_cifar"}
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Train, choose the best checkpoint on held-out training images, and print a table of the test set."""
+    rows, table = distil(argv, __doc__, DEFAULTS)
+    if processes().is_main_process:
+        print(table)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
