@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Bring every run to its end, rewrite the table after each, and print it.
 
     Returns:
-        0 if every run of the table is finished, 1 if not, 2 for a mistake in the command line or the input, 130 if it was stopped.
+        0 if every run of the table (or of --only) is finished, 1 if not, 2 for a mistake in the command line or the input, 130 if it was stopped.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

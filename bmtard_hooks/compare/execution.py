@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -39,8 +38,6 @@ from bmtard_hooks.reporting.files import write_file
 from bmtard_hooks.reporting.report_file import load_report, save_report
 from bmtard_hooks.trainer import BMTARDTrainer
 
-logger = logging.getLogger(__name__)
-
 SECONDS = "seconds.json"
 Say = Callable[[str], None]
 
@@ -58,10 +55,11 @@ def is_finished(run: Run, plan: Plan) -> bool:
 
 
 def staleness(run: Run) -> list[str]:
-    """Tell in which points a run on disk is another one than asked for; empty if it can be used or gone on with."""
+    """Tell in which points a run on disk is another one than asked for; empty if nothing would be lost by working on it."""
     record = read_record(run.directory)
     if record is not None:
-        return differences(record.identity, run.identity) if run.role is None else []
+        is_worthless = run.role is not None or (record.state == FAILED and not record.training)
+        return [] if is_worthless else differences(record.identity, run.identity)
     others = [path.name for path in run.directory.glob("*") if path.name.startswith(("checkpoint-", "model"))]
     return [f"it has {others[0]} but no {RECORD} that says what was trained"] if others else []
 
@@ -87,12 +85,15 @@ def execute(run: Run, plan: Plan, say: Say) -> None:
                 write_record(run.directory, Record(TRAINED, run.identity, {"weights": plan.fingerprints[run.role]}))
             _measure(run, plan, say)
         except Exception as error:
-            (run.directory / LOG).open("a").write(traceback.format_exc())
+            with (run.directory / LOG).open("a") as stream:
+                stream.write(traceback.format_exc())
             reason = f"{type(error).__name__}: {error}"
             kept = read_record(run.directory) or Record(TRAINING)
             write_record(run.directory, Record(FAILED, run.identity, kept.training, reason=reason))
             say(f"{run.name} failed: {reason}")
-    gc.collect()
+    if torch.cuda.is_available():
+        gc.collect()  # the Trainer is part of a cycle, and its memory would be missing in the next run
+        torch.cuda.empty_cache()
 
 
 def _train(run: Run, plan: Plan, say: Say) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -43,6 +44,7 @@ def run_identity(
         data: name of each set of images the training sees to its fingerprint, see ``fingerprint_images``.
     """
     name, first = student
+    options = influential_options(config)
     return {
         "bmtard_hooks": __version__,
         "method": config.method,
@@ -51,7 +53,8 @@ def run_identity(
         "first_weights": fingerprint_classifier(first),
         "teachers": dict(teachers),
         "data": dict(data),
-        "options": influential_options(config),
+        "options": options,
+        "changed": [name for name, value in options.items() if value != _default(f"options.{name}")],
     }
 
 
@@ -82,21 +85,25 @@ def fingerprint_images(data: ImageTensors) -> str:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Tell in which points two identities differ.
 
-    An option that a release did not have yet when the saved run was trained counts as equal to its default.
+    An option that the release which trained the saved run did not have yet counts as equal to its default, and so does
+    one that is gone since, unless it had been changed.
     """
     found = []
     before, after = _flat(saved), _flat(now)
     for key in {**before, **after}:
         old = before.get(key, _default(key))
-        new = after.get(key, "(no such option)")
-        if old != new:
-            found.append(f"{key.removeprefix('options.')}: {_shown(old)} in the finished run, {_shown(new)} now")
+        new = after.get(key, "(nothing)")
+        is_gone = key.startswith("options.") and key not in after and key[len("options.") :] not in saved["changed"]
+        if old != new and not is_gone:
+            found.append(f"{key.removeprefix('options.')}: {_shown(old)} on disk, {_shown(new)} now")
     return found
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in identity.items():
+        if key == "changed":
+            continue
         nested = value if key in ("options", "teachers", "data") else None
         flat |= {f"{key}.{name}": entry for name, entry in nested.items()} if nested is not None else {key: value}
     return flat
@@ -104,12 +111,16 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default(key: str) -> Any:
     name = key.removeprefix("options.")
+    return "(nothing)" if key == name else _defaults().get(name, "(nothing)")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    values = {}
     for entry in fields(BMTARDConfig):
-        if entry.name == name and key != name:
-            if entry.default_factory is not MISSING:
-                return _plain(entry.default_factory())
-            return None if entry.default is MISSING else _plain(entry.default)
-    return "(nothing)"
+        made = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        values[entry.name] = None if made is MISSING else _plain(made)
+    return values
 
 
 def _plain(value: Any) -> Any:

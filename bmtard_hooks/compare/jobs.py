@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 import torch
+import transformers
 
 from bmtard_hooks.compare.execution import Say, execute, is_finished, staleness
 from bmtard_hooks.compare.plan import Plan, Run, make_plan
@@ -30,7 +31,7 @@ def run_comparison(plan: Plan, say: Say, after_each: Callable[[], None] = lambda
     Raises:
         ValueError: if runs on disk were made with other options and ``--retrain`` was not given; nothing is trained then.
     """
-    runs = [run for run in plan.runs if plan.arguments.only is None or run.name in plan.arguments.only]
+    runs = plan.chosen
     stale = {run.name: staleness(run) for run in runs}
     refused = [f"  {name}: {'; '.join(reasons)}" for name, reasons in stale.items() if reasons]
     if refused and not plan.arguments.retrain:
@@ -136,6 +137,7 @@ def work_on(argv: list[str], name: str, log: str) -> None:
     _end_with_parent()
     with open(log, "a") as stream:
         os.dup2(stream.fileno(), sys.stderr.fileno())
+    transformers.logging.disable_progress_bar()
     plan = make_plan(argv)
     run = next(run for run in plan.runs if run.name == name)
 

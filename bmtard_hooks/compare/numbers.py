@@ -10,7 +10,7 @@ import numpy as np
 
 from bmtard_hooks.evaluation.comparison import compare
 from bmtard_hooks.evaluation.report import RobustnessReport
-from bmtard_hooks.evaluation.statistics import accuracy_error, holm, weighted_error, weighted_outcomes
+from bmtard_hooks.evaluation.statistics import accuracy_error, holm, weighted_outcomes
 
 Reports = Mapping[int | None, RobustnessReport]
 """Seed to report; None is the seed of a teacher."""
@@ -181,15 +181,3 @@ def best_and_second(rows: Mapping[str, Reports], column: str) -> tuple[str, str,
     if not _pairs(rows[best], rows[second]):
         return None
     return best, second, paired(rows[best], rows[second], column)
-
-
-__all__ = [
-    "against_first",
-    "best_and_second",
-    "error_over_seeds",
-    "mean_over_seeds",
-    "outcomes",
-    "paired",
-    "single",
-    "weighted_error",
-]

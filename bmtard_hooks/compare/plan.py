@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -103,6 +104,12 @@ class Plan:
         """List a row's runs in the order of the seeds."""
         return [run for run in self.runs if run.row == row]
 
+    @property
+    def chosen(self) -> list[Run]:
+        """The runs to work on: all, or those of ``--only``."""
+        only = self.arguments.only
+        return [run for run in self.runs if only is None or run.name in only]
+
     def needed_teachers(self, run: Run) -> dict[str, PixelClassifier]:
         """Choose the teachers that a run's method uses."""
         return {role: self.teachers[role] for role in make_method(run.config).teachers}
@@ -145,6 +152,10 @@ def make_plan(argv: Sequence[str], description: str | None = None) -> Plan:
     Raises:
         ValueError: for anything that would make a run fail later; nothing is written.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a comparison starts its own processes, one per GPU: start it with python, not with accelerate launch or torchrun"
+        )
     arguments, models, data, config = parse(TYPES, argv, description, defaults=DEFAULTS)
     _refuse_single(config)
     rows = read_rows(arguments.methods)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ except ImportError:  # Windows, where two comparisons in one directory are not t
     fcntl = None  # type: ignore[assignment]
 
 RECORD, LOCK, REPORT, LOG = "run.json", "lock", "report.json", "log.txt"
+TRIES, PAUSE = 10, 0.05  # asking whether a run is locked holds its lock for a moment
 TRAINING, TRAINED, FINISHED, FAILED = "training", "trained", "finished", "failed"
 
 
@@ -82,8 +84,12 @@ def run_lock(directory: Path) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOCK).open("a+") as stream:
-        if not _try_lock(stream):
-            raise RunIsBusy(f"{directory} is worked on by {_holder(stream)}")
+        for left in reversed(range(TRIES)):
+            if _try_lock(stream):
+                break
+            if not left:
+                raise RunIsBusy(f"{directory} is worked on by {_holder(stream)}")
+            time.sleep(PAUSE)
         stream.truncate(0)
         stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         stream.flush()

@@ -43,9 +43,10 @@ class Results:
 
     @property
     def unfinished(self) -> list[dict[str, Any]]:
-        """The runs that are not finished."""
+        """The chosen runs that are not finished."""
+        chosen = [run.name for run in self.plan.chosen]
         runs = [run for row in self.content["rows"] for run in row["runs"]]
-        return [run for run in runs if run["state"] != "finished"]
+        return [run for run in runs if run["state"] != "finished" and run["name"] in chosen]
 
 
 def collect(plan: Plan) -> Results:

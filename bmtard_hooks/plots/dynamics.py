@@ -23,6 +23,7 @@ Drawn = tuple[Any, list[str]]
 BY_FIRST_STEP = "loss / loss at first step"
 BY_FIRST_LOG = "loss / first logged loss"
 STILL = 1e-9
+WIDE_RANGE = 20
 
 
 def styles_of_runs(runs: Sequence[Run]) -> dict[str, Style]:
@@ -47,9 +48,9 @@ def draw_knowledge_scales(runs: Sequence[Run], styles: Mapping[str, Style], smoo
     figure, panels = grid(len(shown), sharex=True, sharey=True)
     for axes, (run, lines) in zip(panels, shown.values(), strict=True):
         draw_lines(axes, lines, styles, smooth)
-        head(axes, run.name, _knowledge_remark(run, lines, epochs))
+        head(axes, run.name, _knowledge_remark(run, lines))
         axes.set_xlabel(progress_label(epochs))
-    panels[0].set_ylim(bottom=0)
+    _keep_small_moves_small(panels, 0.1)
     _label_rows(panels, "knowledge scale (nats)")
     limits = {_most_entropy(run, epochs) for run, _ in shown.values()}
     if len(limits) == 1 and (limit := limits.pop()) is not None:
@@ -85,7 +86,9 @@ def draw_relative_losses(runs: Sequence[Run], styles: Mapping[str, Style], smoot
             remarks.append(f"{', '.join(sorted(computed))}: relative to the first logged value")
         head(axes, run.name, *filter(None, remarks))
         axes.set(xlabel=progress_label(epochs), ylabel=BY_FIRST_LOG if len(computed) == len(lines) else BY_FIRST_STEP)
-    panels[0].set_ylim(bottom=0)
+    _choose_scale(
+        panels[0], [value for lines, *_ in shown.values() for line in lines.values() for value in line.values]
+    )
     legend_of(figure, panels, "loss part", styles)
     return figure, notes
 
@@ -153,6 +156,14 @@ def _keep_small_moves_small(panels: Sequence[Any], margin: float) -> None:
     panels[0].set_ylim(min(low, middle - margin), max(high, middle + margin))
 
 
+def _choose_scale(axes: Any, values: Sequence[float]) -> None:
+    """Draw losses that fell far over a logarithmic axis, on which equal distances are equal ratios."""
+    if min(values) > 0 and max(values) / min(values) > WIDE_RANGE:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=min(0.0, *values))
+
+
 def _moved(run: Run, family: str, what: str) -> str:
     lines = run.series(family).values()
     if not lines or max(len(series.values) for series in lines) < 2:
@@ -161,7 +172,7 @@ def _moved(run: Run, family: str, what: str) -> str:
     return f"{what} {'moved' if moved else 'constant'}"
 
 
-def _knowledge_remark(run: Run, lines: Mapping[str, Series], epochs: bool) -> str:
+def _knowledge_remark(run: Run, lines: Mapping[str, Series]) -> str:
     gaps = []
     for place in (0, -1):
         values = [series.values[place] for series in lines.values()]

@@ -72,8 +72,10 @@ def draw_lines(axes: Any, lines: Mapping[str, Series], styles: Mapping[str, Styl
         if smooth > 1:
             axes.plot(series.places, values, color=color, linewidth=0.6, alpha=0.4)
             values = running_mean(values, smooth)
-        every = max(1, len(values) // MARKERS_PER_LINE)
-        first = position * every // len(lines)  # lines that lie on each other show their markers by turns
+        # Lines that lie on each other show their markers by turns, if there are points enough.
+        turns = len(lines) if len(values) >= 2 * len(lines) else 1
+        every = max(turns, len(values) // MARKERS_PER_LINE)
+        first = position * every // len(lines)
         axes.plot(
             series.places,
             values,

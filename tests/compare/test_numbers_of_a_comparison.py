@@ -46,7 +46,9 @@ def test_paired_difference_uses_the_same_images():
     found = paired({0: A[0]}, {0: B[0]}, "pgd")
     differences = outcomes(A[0], "pgd")["w_robust"] - outcomes(B[0], "pgd")["w_robust"]
     assert found["w_robust"] == pytest.approx(differences.mean())
-    assert found["w_robust_error"] == found["w_robust_error_images"] == pytest.approx(differences.std() / math.sqrt(12))
+    assert (
+        found["w_robust_error"] == found["w_robust_error_images"] == pytest.approx(differences.std() / math.sqrt(12))
+    )
     assert found["z"] == pytest.approx(found["w_robust"] / found["w_robust_error"])
     test = found["tests"][0]
     assert (test["only_row"], test["only_other"]) == (3, 0)

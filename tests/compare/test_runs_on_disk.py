@@ -39,7 +39,9 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json", "distillation_state.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "trainer_state.json", "distillation_state.json", "model.safetensors"]
+)
 def test_half_written_checkpoint_is_deleted_and_the_one_before_is_used(run, name):
     (model,) = (run / "checkpoint-12").glob("model*.safetensors")
     cut(model if name.startswith("model") else run / "checkpoint-12" / name)
@@ -109,19 +111,22 @@ def test_record_is_replaced_whole_and_a_damaged_one_is_none(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
+def test_option_that_a_release_has_no_more_counts_only_if_it_was_changed():
+    saved = {"options": {"kept": 1, "moved": 2}, "changed": ["moved"]}
+    assert differences(saved, {"options": {}}) == ["moved: 2 on disk, (nothing) now"]
+
+
 def test_identities_differ_in_what_is_named():
     saved = {"method": "sat", "options": {"steps": 10, "eps": 0.1}, "teachers": {}, "data": {"train": "a"}}
     now = {"method": "sat", "options": {"steps": 7, "eps": 0.1}, "teachers": {"clean": "x"}, "data": {"train": "b"}}
     assert differences(saved, saved) == []
     assert differences(saved, now) == [
-        "steps: 10 in the finished run, 7 now",
-        "data.train: a in the finished run, b now",
-        "teachers.clean: (nothing) in the finished run, x now",
+        "steps: 10 on disk, 7 now",
+        "data.train: a on disk, b now",
+        "teachers.clean: (nothing) on disk, x now",
     ]
 
 
 def test_option_that_an_older_release_did_not_have_counts_as_its_default():
     assert differences({"options": {}}, {"options": {"trades_beta": 6.0}}) == []
-    assert differences({"options": {}}, {"options": {"trades_beta": 5.0}}) == [
-        "trades_beta: 6.0 in the finished run, 5.0 now"
-    ]
+    assert differences({"options": {}}, {"options": {"trades_beta": 5.0}}) == ["trades_beta: 6.0 on disk, 5.0 now"]

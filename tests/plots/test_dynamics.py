@@ -82,6 +82,14 @@ def test_runs_without_a_second_loss_part_or_with_a_first_loss_of_zero_are_left_o
     ]
 
 
+def test_losses_that_fell_far_have_a_logarithmic_axis():
+    near = Run("near", sample_log("clean", "robust", count=8))
+    assert drawn(draw_relative_losses, [near])[0][0].get_yscale() == "linear"
+    far = Run("far", sample_log("clean", "robust", count=60))
+    panels, _ = drawn(draw_relative_losses, [*ablation(), far])
+    assert {axes.get_yscale() for axes in panels} == {"log"}
+
+
 def test_balance_has_temperatures_on_the_left_and_weights_on_the_right():
     weights_only = Run("TRADES", [{"weight_clean": 1.0, "weight_robust": 6.0, "epoch": e, "step": e} for e in (1, 2)])
     panels, notes = drawn(draw_balance, [ablation()[3], weights_only, sat()])
@@ -105,8 +113,10 @@ def test_a_teacher_keeps_its_style_whatever_else_is_drawn():
     assert len(set(many.values())) == len(many) == 5
 
 
-def test_lines_that_lie_on_each_other_show_both_markers():
-    panels, _ = drawn(draw_balance, ablation()[:1])
+@pytest.mark.parametrize("count", [4, 24, 200])
+def test_lines_that_lie_on_each_other_show_both_markers(count):
+    still = sample_log("clean", "robust", count=count, move_temperatures=False, balance_losses=False)
+    panels, _ = drawn(draw_balance, [Run("Baseline", still)])
     clean, robust = lines_of(panels[1]).values()
     assert list(clean.get_ydata()) == list(robust.get_ydata())
     assert clean.get_markevery() != robust.get_markevery()

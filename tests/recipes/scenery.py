@@ -71,7 +71,7 @@ class Row(NamedTuple):
 
 
 def listed_rows():
-    """Read the table of ``configs/README.md``."""
+    """Read the tables of ``configs/README.md``."""
     pattern = r"^\| \[(\S+)\]\((\S+)\) \| `(\w+\.py)` \| [^|]+ \| ([^|]+) \|"
     found = re.findall(pattern, (CONFIGS / "README.md").read_text(), re.M)
     assert all(shown == target for shown, target, *_ in found)

@@ -138,11 +138,21 @@ def test_other_attacks_are_measured_without_training_again(finished, tmp_path):
 def test_run_with_other_options_is_refused_with_the_difference_until_retrain(finished, tmp_path, capsys):
     directory = tmp_path / "copy"
     shutil.copytree(finished[0], directory)
-    argv = [*finished[1], "--output_dir", str(directory), "--methods", "sat", "--seeds", "0", "--learning_rate", "0.05"]
+    argv = [
+        *finished[1],
+        "--output_dir",
+        str(directory),
+        "--methods",
+        "sat",
+        "--seeds",
+        "0",
+        "--learning_rate",
+        "0.05",
+    ]
     before = trained(directory, "sat/seed0")
     assert compare.main(argv) == 2
     message = capsys.readouterr().err
-    assert "sat/seed0: learning_rate: 0.1 in the finished run, 0.05 now" in message and "--retrain" in message
+    assert "sat/seed0: learning_rate: 0.1 on disk, 0.05 now" in message and "--retrain" in message
     assert trained(directory, "sat/seed0") == before
     assert compare.main([*argv, "--retrain", "true"]) == 0
     assert trained(directory, "sat/seed0")["weights"] != before["weights"]
@@ -190,6 +200,19 @@ def test_two_processes_give_what_one_gives(command, finished, tmp_path, capfd, m
     exploding = content(tmp_path / "two")["rows"][1]["runs"][0]
     assert exploding["state"] == "failed" and "FloatingPointError" in exploding["reason"]
     assert "sat/seed0 test: clean" in capfd.readouterr().out
+
+
+def test_only_some_runs_can_be_done(command, tmp_path):
+    argv = command(tmp_path, "--methods", "natural", "sat", num_train_epochs=1)
+    assert compare.main([*argv, "--only", "sat/seed0"]) == 0
+    assert [row["runs"][0]["state"] for row in content(tmp_path)["rows"]] == ["not started", "finished"]
+
+
+def test_launch_of_several_processes_is_refused(command, tmp_path, capsys, monkeypatch):
+    argv = command(tmp_path, "--methods", "natural")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare.main(argv) == 2
+    assert "start it with python" in capsys.readouterr().err
 
 
 def test_run_of_another_process_is_left_alone(command, tmp_path, capsys):
