@@ -2,7 +2,13 @@
 
 from bmtard_hooks._version import __version__
 from bmtard_hooks.attacks import PGDSettings, attack_mode, pgd
-from bmtard_hooks.callbacks import DistillationCallback, EntropyBalance, LossBalance
+from bmtard_hooks.callbacks import (
+    AdversarialWeightPerturbation,
+    DistillationCallback,
+    EntropyBalance,
+    LossBalance,
+    WeightAveraging,
+)
 from bmtard_hooks.callbacks.robust_evaluation import RobustEvaluation
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
@@ -15,6 +21,7 @@ from bmtard_hooks.state import DistillationState
 from bmtard_hooks.trainer import BMTARDTrainer
 
 __all__ = [
+    "AdversarialWeightPerturbation",
     "BMTARDConfig",
     "BMTARDTrainer",
     "DistillationCallback",
@@ -28,6 +35,7 @@ __all__ = [
     "PixelClassifier",
     "RobustEvaluation",
     "RobustnessReport",
+    "WeightAveraging",
     "__version__",
     "attack_mode",
     "create_model",

@@ -6,7 +6,8 @@ import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from bmtard_hooks.image_tensors import ImageTensors, load_images
-
-
-def option(default: Any, help: str) -> Any:
-    """Declare a field of a dataclass of options, with its line for ``--help``."""
-    return field(default=default, metadata={"help": help})
+from bmtard_hooks.options import option
 
 
 @dataclass
@@ -52,9 +49,15 @@ class DataArguments:
 
     def _read(self, which: str, limit: int | None) -> ImageTensors:
         split, *others = str(getattr(self, which)).split(",")
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        read = partial(
+            load_images,
+            self.dataset,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            limit=limit,
+        )
         try:
-            return load_images(self.dataset, split, limit=limit, **columns)
+            return read(split)
         except ValueError as error:
             existing = _splits(self.dataset)
             if split in existing:
@@ -65,7 +68,7 @@ class DataArguments:
                     f"{self.dataset} has no split {' or '.join(map(repr, [split, *others]))}: pass --{which} with one of "
                     f"{', '.join(existing)}"
                 ) from error
-        return load_images(self.dataset, fitting[0], limit=limit, **columns)
+        return read(fitting[0])
 
 
 def _splits(dataset: str) -> list[str]:

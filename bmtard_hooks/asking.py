@@ -40,9 +40,8 @@ class AsksTeachers(Trainer):
         trained = name in self.method.trained_teachers
 
         def ask(pixels: Tensor) -> Tensor:
-            follow = torch.is_grad_enabled() and (
-                trained or pixels.requires_grad
-            )  # an attack may look through a teacher
+            # an attack may look through a teacher
+            follow = torch.is_grad_enabled() and (trained or pixels.requires_grad)
             with torch.set_grad_enabled(follow), self.accelerator.autocast():
                 logits = self._asked[name](pixels)
             return logits.clone() if self.args.torch_compile else logits  # CUDA graphs reuse their output buffers
@@ -57,11 +56,12 @@ class AsksTeachers(Trainer):
         """Put random numbers and the buffers of everything that is in training mode back afterwards."""
         trained = [self.model, *(self.teachers[name] for name in self.method.trained_teachers)]
         saved = [(buffer, buffer.clone()) for module in trained for buffer in module.buffers()]
-        with untouched_randomness(self.args.device):
-            yield
-        with torch.no_grad():
+        try:
+            with untouched_randomness(self.args.device):
+                yield
+        finally:
             for buffer, value in saved:
-                buffer.copy_(value)
+                buffer.data.copy_(value)  # through .data, because autograd refuses a graph whose statistics moved
 
 
 def compiled(module: nn.Module, args: BMTARDConfig) -> Any:

@@ -63,9 +63,8 @@ def choose_teachers(
     """
     missing = [name for name in method.teachers if given.get(name) is None]
     if missing:
-        raise ValueError(
-            f"method {method.name!r} needs a {' and a '.join(missing)} teacher: pass {missing[0]}_teacher=…"
-        )
+        how = f"{missing[0]}_teacher=…" if missing[0] in ("clean", "robust") else f'teachers={{"{missing[0]}": …}}'
+        raise ValueError(f"method {method.name!r} needs a {' and a '.join(missing)} teacher: pass {how}")
     unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
     if unused:
         logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
@@ -78,6 +77,7 @@ def choose_teachers(
     roles = {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
     for name in method.trained_teachers:
         roles[name] = copy.deepcopy(roles[name]).requires_grad_(True)  # what the user passed stays as it is
+        roles[name].frozen = False
     return roles
 
 

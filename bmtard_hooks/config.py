@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
 from bmtard_hooks.callbacks.loss_balance import LossBalance
 from bmtard_hooks.data import AUGMENTATIONS
 from bmtard_hooks.methods import make_method, method_class
-from bmtard_hooks.options import MethodOptions, option, require
+from bmtard_hooks.options import MethodOptions, option, require, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,15 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
     def _check_ranges(self) -> None:
         method_class(self.method)
         self.check_method_options()
+        for name in (
+            "clean_weight",
+            "robust_weight",
+            "loss_scale",
+            "temperature_rate",
+            "loss_balance_power",
+            "lr_gamma",
+        ):
+            require_finite(name, getattr(self, name))
         self.train_attack()  # PGDSettings checks eps, step_size, steps, norm and start
         self.evaluation_attack()
         EntropyBalance(self.temperature_rate, self.min_temperature, self.max_temperature, self.entropy_rule)
@@ -153,7 +163,7 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         weight = self.w_robust_clean_weight
         require("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
         milestones = self.lr_milestones or []
-        increasing = all(a < b for a, b in zip([0, *milestones], milestones, strict=False))
+        increasing = all(a < b < math.inf for a, b in zip([0, *milestones], milestones, strict=False))
         require("lr_milestones", milestones, increasing, "increasing positive epochs such as 215 260 285")
         if milestones and self.lr_scheduler_type != "constant":
             raise ValueError(

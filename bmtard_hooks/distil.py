@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import set_seed
 
-from bmtard_hooks.arguments import DataArguments, option, parse
+from bmtard_hooks.arguments import DataArguments, parse
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
+from bmtard_hooks.options import option
 from bmtard_hooks.recipe import train_and_measure
 from bmtard_hooks.trainer import BMTARDTrainer
 

@@ -79,7 +79,7 @@ def broadcast_buffers(model: nn.Module) -> None:
             flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
             dist.broadcast(flat, 0)
             for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-                buffer.copy_(values.view_as(buffer))
+                buffer.data.copy_(values.view_as(buffer))  # through .data, because a graph may still need the old ones
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

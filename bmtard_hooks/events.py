@@ -42,7 +42,9 @@ class FiresEvents(Trainer):
         self.attach_callbacks()
 
     def attach_callbacks(self) -> None:
-        """Show every distillation callback the Trainer it belongs to."""
+        """Show every distillation callback the Trainer it belongs to, as soon as that is whole."""
+        if not hasattr(self, "distillation"):
+            return  # transformers' constructor adds callbacks before there are teachers
         for callback in self.distillation_callbacks():
             callback.attach(self)
 

@@ -147,6 +147,21 @@ def balance_weights(relative_losses: Tensor, power: float = 1.0) -> Tensor:
     return powered / powered.sum()
 
 
+def sum_by_class(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Add up what belongs to the images of each class; in a fixed order and without asking the device for anything.
+
+    Args:
+        values: ``(B,)``.
+        labels: ``(B,)`` class indices.
+        classes: ``C``.
+
+    Returns:
+        ``(C,)`` float64 (float32 where a device lacks it), 0 for a class without images.
+    """
+    exact = values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64)
+    return (F.one_hot(labels, classes) * exact[:, None]).sum(dim=0)
+
+
 def w_robust(clean_accuracy: float, robust_accuracy: float, clean_weight: float = 0.5) -> float:
     """Combine clean and robust accuracy into the paper's single number.
 

@@ -58,6 +58,8 @@ class StepMetrics:
         latest = {f"temperature_{teacher}": value for teacher, value in temperatures.items()}
         if len(losses) > 1:
             latest |= {f"weight_{part}": value for part, value in distillation.weights.items()}
+        for name, values in distillation.per_class.items():
+            latest |= {f"lowest_class_{name}": values.min(), f"highest_class_{name}": values.max()}
         self.add(averaged, latest)
 
     def collect(self) -> dict[str, float]:

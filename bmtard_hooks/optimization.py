@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.methods import Method
 from bmtard_hooks.schedule import epoch_schedule, multi_step_schedule
+
+logger = logging.getLogger(__name__)
 
 
 class PaperOptimization(Trainer):
@@ -55,18 +59,42 @@ class PaperOptimization(Trainer):
                 shares = [milestone / self._epochs(num_training_steps) for milestone in self.args.lr_milestones]
             steps = [round(share * num_training_steps) for share in shares]
             self.lr_scheduler = multi_step_schedule(optimizer, steps, self.args.lr_gamma, warmup_steps)
+        self._warn_about_schedule(num_training_steps)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _warn_about_schedule(self, num_training_steps: int) -> None:
+        epochs = self._epochs(num_training_steps) if self.args.lr_milestones else 0
+        late = [milestone for milestone in self.args.lr_milestones or [] if milestone >= epochs]
+        if late:
+            logger.warning(
+                "lr_milestones %s come after the last of %g epochs, so the learning rate will not fall there: leave "
+                "lr_milestones out to keep the method's proportions",
+                *(late, epochs),
+            )
+        elif self.args.lr_milestones is None and self.method.lr_factor(0, self.args.num_train_epochs) == 0:
+            logger.warning(
+                "method %r has a learning rate of 0 in its last epoch, which is this run's first: train for several epochs, "
+                "or choose another lr_scheduler_type",
+                self.method.name,
+            )
 
     def _epochs(self, num_training_steps: int) -> float:
         if self.args.max_steps <= 0:
             return self.args.num_train_epochs
         if not is_map_style(self.train_dataset):
+            if self.args.lr_milestones is None:
+                raise ValueError(
+                    f"the learning rate of method {self.method.name!r} follows the epochs, and a stream has none: choose "
+                    "another lr_scheduler_type, for example cosine"
+                )
             raise ValueError(
                 "lr_milestones are epochs, and a stream has none: leave them out, or choose lr_scheduler_type"
             )
-        images = num_training_steps * self.get_total_train_batch_size(self.args)
-        return images / len(self.train_dataset)
+        images = self.get_total_train_batch_size(self.args) // self.args.gradient_accumulation_steps
+        whole = math.floor if self.args.dataloader_drop_last else math.ceil
+        batches = whole(len(self.train_dataset) / images)
+        return num_training_steps / max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Count nothing: transformers' estimate is made for language models and is far off for convolutions."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from bmtard_hooks.attacks.pgd import PGDSettings
@@ -21,6 +23,15 @@ def require(name: str, value: Any, is_good: bool, wanted: str) -> None:
     """
     if not is_good:
         raise ValueError(f"{name}={value!r} is not allowed: pass {wanted}")
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a finite number.
+
+    Raises:
+        ValueError: naming the option and the value.
+    """
+    require(name, value, value is None or (isinstance(value, Real) and math.isfinite(value)), "a finite number")
 
 
 @dataclass
@@ -107,6 +118,9 @@ class MethodOptions:
         Raises:
             ValueError: naming the first option that is wrong.
         """
+        for name, declared in MethodOptions.__dataclass_fields__.items():
+            if str(declared.type).startswith(("float", "int")):
+                require_finite(name, getattr(self, name))
         for name in _POSITIVE:
             require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
         for name in _NOT_NEGATIVE:
@@ -125,6 +139,8 @@ class MethodOptions:
             require(low, value, value <= getattr(self, high), f"a number up to {high}={getattr(self, high)}")
         require("averaging_decay", self.averaging_decay, self.averaging_decay < 1, "a number in (0, 1)")
         require("igdm_weight", self.igdm_weight, (self.igdm_weight or 0) >= 0, "a number of 0 or more")
+        momentum = self.ciard_teacher_momentum
+        require("ciard_teacher_momentum", momentum, momentum < 1, "a number in [0, 1)")
         total = (0.5 if self.iad_alpha is None else self.iad_alpha) + self.iad_clean_alpha
         fits = self.iad_variant == 1 or total <= 1
         require("iad_clean_alpha", self.iad_clean_alpha, fits, "two weights that sum to at most 1 with iad_alpha")

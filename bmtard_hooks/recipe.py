@@ -32,6 +32,7 @@ def train_and_measure(
     config = trainer.args
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()
+    trainer.save_state()  # the log, for `bmtard plot`
     if trainer.is_world_process_zero():
         trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()

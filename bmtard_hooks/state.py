@@ -25,7 +25,7 @@ class DistillationState:
 
     Args:
         temperatures: teacher name to temperature, used in the current step.
-        weights: loss part name to weight, non-negative, summing to 1 for the balanced parts.
+        weights: loss part name to weight, non-negative; those of balanced parts keep their sum.
         initial_losses: loss part name to its value at the first step, empty before it.
         per_class: name to ``(K,)`` values, for methods that treat classes differently.
         epoch: epochs finished before this step; kept by the Trainer, not part of ``state_dict``.

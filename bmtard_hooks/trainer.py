@@ -158,7 +158,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         shown |= {("entropy", name): [output.entropies[name] for output in outputs] for name in outputs[0].entropies}
         shown |= {("class", name): [output.class_sums[name] for output in outputs] for name in outputs[0].class_sums}
         means = average_over_ranks({f"{kind}_{name}": torch.stack(v).mean(0) for (kind, name), v in shown.items()})
-        self._finite.watch(self.state.global_step, means)
+        self._finite.watch(self.state.global_step, {name: mean for name, mean in means.items() if mean.ndim == 0})
         losses, entropies, classes = (
             {name: means[f"{kind}_{name}"] for found, name in shown if found == kind}
             for kind in ("loss", "entropy", "class")
@@ -285,4 +285,5 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             "teachers": self.teachers,
             "attack": self.crafter.settings,
             "state": self.state,
+            "averaging": "; ".join(callback.describe() for callback in self.weight_averages()),
         }

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors
+from bmtard_hooks.methods import make_method
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -56,9 +58,21 @@ def _one_thread():
     torch.set_num_threads(1)  # several threads on a busy machine are slower by orders of magnitude
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _short_collections():
+    gc.freeze()  # every training collects garbage, and would look through all imported modules each time
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def vectors():
     return json.loads((FIXTURES / "method_vectors.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def rival_vectors():
+    return json.loads((FIXTURES / "rival_vectors.json").read_text())
 
 
 @pytest.fixture
@@ -84,14 +98,21 @@ def make_config(tmp_path):
 
 @pytest.fixture
 def make_trainer(make_config):
-    def make(model=None, data=None, *, clean_teacher=None, robust_teacher=None, eval_dataset=None, **options):
+    def make(
+        model=None, data=None, *, clean_teacher=None, robust_teacher=None, teachers=None, eval_dataset=None, **options
+    ):
         known = {key: options.pop(key) for key in ("callbacks", "data_collator", "compute_metrics") if key in options}
-        if options.get("method", "bmtard") in ("bmtard", "mtard", "baseline"):
-            known["clean_teacher"] = clean_teacher if clean_teacher is not None else sharp_net(1, scale=8)
-            known["robust_teacher"] = robust_teacher if robust_teacher is not None else sharp_net(2)
+        config = make_config(**options)
+        chosen = {
+            "clean": sharp_net(1, scale=8) if clean_teacher is None else clean_teacher,
+            "robust": sharp_net(2) if robust_teacher is None else robust_teacher,
+            "robust_l2": sharp_net(3),
+            **(teachers or {}),
+        }
+        known["teachers"] = {name: chosen[name] for name in make_method(config).teachers}
         return BMTARDTrainer(
             model if model is not None else tiny_net(0),
-            make_config(**options),
+            config,
             train_dataset=data if data is not None else tiny_data(),
             eval_dataset=eval_dataset if eval_dataset is not None else tiny_data(10, seed=5),
             **known,

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -230,3 +231,26 @@ def test_student_by_name_and_order_of_images_depend_on_the_seed_alone(make_confi
         return next(BMTARDTrainer("resnet8_cifar", config, train_dataset=tiny_data()).model.parameters()).clone()
 
     assert torch.equal(first_weights(1), first_weights(1)) and not torch.equal(first_weights(1), first_weights(2))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "sat", "lr_milestones": [1, 3]}, r"lr_milestones \[3\] come after the last of 2 epochs"),
+        ({"method": "ciard", "num_train_epochs": 1}, "method 'ciard' has a learning rate of 0 in its last epoch"),
+    ],
+)
+def test_a_schedule_that_cannot_be_meant_is_warned_about(make_trainer, options, message, caplog):
+    trainer = make_trainer(**{"num_train_epochs": 2, "steps": 1, **options})
+    with caplog.at_level("WARNING", logger="bmtard_hooks"):
+        trainer.train()
+    assert re.search(message, caplog.text)
+
+
+@pytest.mark.parametrize("method, name", [("fair_ard", "weight"), ("absld", "clean_temperature")])
+def test_logs_have_the_extremes_of_class_values(make_trainer, method, name):
+    trainer = make_trainer(method=method, num_train_epochs=2, steps=1)
+    trainer.train()
+    last = [entry for entry in trainer.state.log_history if f"lowest_class_{name}" in entry][-1]
+    values = trainer.distillation.per_class[name]
+    assert last[f"lowest_class_{name}"] == values.min().item() < values.max().item() == last[f"highest_class_{name}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -44,11 +44,14 @@ class AdversarialWeightPerturbation(DistillationCallback):
         self._moved: list[tuple[Tensor, Tensor]] = []
 
     def on_crafted(
-        self, args: Any, state: Any, control: Any, *, batches: Sequence[Mapping[str, Tensor]], **kwargs: Any
+        self, args: Any, state: Any, control: Any, *, batches: Sequence[MutableMapping[str, Tensor]], **kwargs: Any
     ) -> None:
         """Perturb the weights."""
         if self.trainer.distillation.epoch < self.begin:
             return
+        for batch in batches:
+            for name in [name for name, value in batch.items() if value.requires_grad]:
+                del batch[name]  # was computed with the weights that are moved now
         weights = perturbed_weights(self.trainer.model)
         uphill = self._gradient(list(weights.values()), batches)
         with torch.no_grad():
@@ -68,6 +71,14 @@ class AdversarialWeightPerturbation(DistillationCallback):
 
     def on_interrupted(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the perturbation back, so that nobody saves perturbed weights."""
+        self.take_back()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the perturbation back, if the epoch was broken off between a step's micro-batches."""
+        self.take_back()
+
+    def reset(self) -> None:
+        """Take the perturbation back, if a training was broken off that is tried again."""
         self.take_back()
 
     def take_back(self) -> None:

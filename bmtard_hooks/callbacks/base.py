@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class DistillationCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         *,
-        batches: Sequence[Mapping[str, Tensor]],
+        batches: Sequence[MutableMapping[str, Tensor]],
         **kwargs: Any,
     ) -> None:
         """React to the crafted micro-batches of an optimizer step, before anything is computed on them.

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from bmtard_hooks.callbacks.base import DistillationCallback, schedule_factor
+from bmtard_hooks.data import is_map_style
 from bmtard_hooks.state import DistillationState
 
 
@@ -21,6 +22,9 @@ class ClassBalance(DistillationCallback):
 
     Args:
         names: which ``class_sums`` to add up.
+
+    Raises:
+        ValueError: when a training begins on a stream.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -53,6 +57,17 @@ class ClassBalance(DistillationCallback):
         for name in self.names:
             self.sums[name] = self.sums[name] + class_sums[name] if name in self.sums else class_sums[name]
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a stream, on which nothing would ever move.
+
+        Raises:
+            ValueError: for a training set without length.
+        """
+        if not is_map_style(self.trainer.train_dataset):
+            raise ValueError(
+                f"{type(self).__name__} moves at the end of every epoch, and a stream has none: use a data set with a length"
+            )
+
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Move, if an epoch has just been finished; not in the middle of one, where a run may be resumed."""
         epoch = state.epoch or 0.0
@@ -70,8 +85,8 @@ class ClassBalance(DistillationCallback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on adding to the sums."""
-        device = next(iter(self.trainer.distillation.per_class.values()))
-        self.sums = {name: torch.tensor(value).to(device) for name, value in state.items()}
+        like = next(iter(self.trainer.distillation.per_class.values()))
+        self.sums = {name: torch.tensor(value, dtype=like.dtype, device=like.device) for name, value in state.items()}
 
 
 class ClassWeightBalance(ClassBalance):

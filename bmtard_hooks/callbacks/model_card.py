@@ -49,6 +49,7 @@ def write_model_card(
     teachers: Mapping[str, PixelClassifier],
     attack: PGDSettings | None,
     state: TrainerState,
+    averaging: str = "",
 ) -> None:
     """Write a model card.
 
@@ -60,6 +61,7 @@ def write_model_card(
         attack: the training attack, None without one.
         state: the Trainer's state; the evaluation of the best checkpoint is reported if that one was loaded at the end,
             the last one otherwise.
+        averaging: how the weights were averaged, empty if they were not.
     """
     path = Path(directory) / "README.md"
     if path.exists() and TAG not in path.read_text():
@@ -77,6 +79,7 @@ def write_model_card(
         "",
         f"Training attack: {_describe(attack)}. {_epochs(args)}, batch {args.per_device_train_batch_size} per device, "
         f"learning rate {args.learning_rate}, seed {args.seed}.",
+        *([f"The weights are averages of those that were trained ({averaging})."] if averaging else []),
         "",
         *_results(state, args),
         "",

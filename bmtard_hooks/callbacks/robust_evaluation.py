@@ -31,7 +31,8 @@ class RobustEvaluation(TrainerCallback):
     ``robust_eval/clean_accuracy`` and, for every attack, ``robust_eval/<attack>_accuracy`` and
     ``robust_eval/<attack>_w_robust``.
 
-    With weight averaging, the averaged weights are attacked and kept. Training is not disturbed: modes, gradients and random numbers are what they were.
+    With weight averaging, the averaged weights are attacked and kept. Training is not disturbed: weights, modes, gradients
+    and random numbers are what they were.
 
     Args:
         trainer: a ``BMTARDTrainer``, or any Trainer whose model takes pixels in [0, 1] or carries its normalisation.

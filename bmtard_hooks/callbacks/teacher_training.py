@@ -48,9 +48,9 @@ class TeacherTraining(DistillationCallback):
     def attach(self, trainer: Any) -> None:
         """Take the teacher over, once."""
         super().attach(trainer)
-        if self._optimizer is not None:
+        if self._teacher is trainer.teachers[self.role]:
             return
-        if trainer.args.fp16:
+        if trainer.accelerator.mixed_precision == "fp16":
             raise ValueError("a method that trains its teacher does not know fp16's gradient scale: use bf16=True")
         self._teacher = trainer.teachers[self.role]
         self._first = {name: value.detach().cpu().clone() for name, value in self._teacher.state_dict().items()}
@@ -96,6 +96,7 @@ class TeacherTraining(DistillationCallback):
                 self._optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
 
     def _make_optimizer(self) -> None:
+        self._teacher.zero_grad(set_to_none=True)  # of a step that was broken off
         self._optimizer = torch.optim.SGD(
             self._teacher.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay
         )

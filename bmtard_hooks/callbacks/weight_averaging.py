@@ -80,7 +80,7 @@ class WeightAveraging(DistillationCallback):
         self._average: Any = None
         self._estimated: dict[str, Tensor] = {}
         self._estimated_at = 0
-        self._shown = False
+        self._shown = self._said = False
 
     # Updating.
 
@@ -127,6 +127,13 @@ class WeightAveraging(DistillationCallback):
 
     # Showing.
 
+    def describe(self) -> str:
+        """Say for a reader what the average is; empty before it has begun."""
+        if not self.updates:
+            return ""
+        how = f"decay {self.decay:g}" if self.kind == "ema" else "equal mean of epoch ends"
+        return f"{self.kind.upper()}, {how}, from {self.start:.2%} of the run, BatchNorm statistics: {self.statistics}"
+
     @contextmanager
     def in_model(self) -> Iterator[None]:
         """Let the model hold the average inside, and put its own weights back afterwards, also when something raises.
@@ -138,7 +145,9 @@ class WeightAveraging(DistillationCallback):
             yield
             return
         self.complete()
-        self._shown = True
+        if not self._said:
+            logger.info("evaluating averaged weights (%s)", self.kind)
+        self._shown = self._said = True
         try:
             with _holding(self._content()):
                 yield

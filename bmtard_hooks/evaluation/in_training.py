@@ -66,10 +66,13 @@ class EvaluatesRobustness(FiresEvents):
     def averaged_weights(self) -> Iterator[None]:
         """Let the model hold the averaged weights inside, if there are any; see ``WeightAveraging``."""
         with ExitStack() as stack:
-            for callback in self.distillation_callbacks():
-                if isinstance(callback, WeightAveraging):
-                    stack.enter_context(callback.in_model())
+            for callback in self.weight_averages():
+                stack.enter_context(callback.in_model())
             yield
+
+    def weight_averages(self) -> list[WeightAveraging]:
+        """List the callbacks that average weights: one or none."""
+        return [callback for callback in self.distillation_callbacks() if isinstance(callback, WeightAveraging)]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, with averaged weights if there are any. See ``Trainer``.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.callbacks.class_balance import ClassTemperatureBalance
-from bmtard_hooks.functional import soften
+from bmtard_hooks.functional import soften, sum_by_class
 from bmtard_hooks.methods.base import Batch, register
 from bmtard_hooks.methods.rslad import RSLAD
 from bmtard_hooks.state import DistillationState
@@ -46,8 +45,8 @@ class ABSLD(RSLAD):
         """Sum the student's cross-entropies over the images of each class."""
         labels = batch["labels"]
         return {
-            f"{part}_error": torch.bincount(
-                labels, F.cross_entropy(logits.detach(), labels, reduction="none").double(), logits.shape[1]
+            f"{part}_error": sum_by_class(
+                F.cross_entropy(logits.detach(), labels, reduction="none"), labels, logits.shape[1]
             )
             for part, logits in zip(PARTS, (adv_logits, clean_logits), strict=True)
         }

@@ -36,10 +36,9 @@ class AdaAD(Method):
 
     @property
     def part_weights(self) -> dict[str, float]:
-        """Split by ``adaad_alpha``; without the clean part where that has no weight and no forward."""
+        """Split by ``adaad_alpha``; without the clean part where that has no weight."""
         alpha = self.config.adaad_alpha
-        idle = alpha == 1 and not self.config.adaad_clean_forward
-        return {"robust": alpha} if idle else {"robust": alpha, "clean": 1 - alpha}
+        return {"robust": alpha} if alpha == 1 else {"robust": alpha, "clean": 1 - alpha}
 
     def attack_objective(
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
@@ -52,9 +51,12 @@ class AdaAD(Method):
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
     ) -> LossOutput:
         """Forward in the authors' order: clean, adversarial."""
-        output = LossOutput({})
+        output, parts = LossOutput({}), self.part_weights
+        if "clean" not in parts and self.config.adaad_clean_forward:
+            with torch.no_grad():
+                student(batch["pixel_values"])  # for BatchNorm's statistics alone
         for part, view in (("clean", "pixel_values"), ("robust", "adv_pixel_values")):
-            if part in self.part_weights:
+            if part in parts:
                 kl = kl_to_teacher(student(batch[view]), soften(teachers["robust"](batch[view])), log_eps=0.0)
                 output.parts[part] = self.loss_scale * kl.mean()
         return output

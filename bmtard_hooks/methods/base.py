@@ -90,13 +90,22 @@ class Method(ABC):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights at the first step: the method's, or the configured ones scaled to the same sum."""
+        """The weights at the first step: the method's, or the configured two scaled to what the method gives these parts.
+
+        Other parts keep the method's.
+        """
         own = self.part_weights
-        chosen: dict[str, float | None] = {"clean": self.config.clean_weight, "robust": self.config.robust_weight}
-        given = {part: own[part] if (value := chosen.get(part)) is None else value for part in own}
-        if sum(given.values()) <= 0:
+        chosen = {"clean": self.config.clean_weight, "robust": self.config.robust_weight}
+        for part, weight in chosen.items():
+            if weight is not None and part not in own:
+                raise ValueError(
+                    f"{part}_weight={weight} has nothing to weigh: method {self.name!r} has {', '.join(own)} as loss parts"
+                )
+        given = {part: own[part] if weight is None else weight for part, weight in chosen.items() if part in own}
+        if given and sum(given.values()) <= 0:
             raise ValueError(f"the weights of method {self.name!r} are all 0 ({given}): give one of its parts weight")
-        return {part: sum(own.values()) * weight / sum(given.values()) for part, weight in given.items()}
+        total = sum(own[part] for part in given)
+        return {**own, **{part: total * weight / sum(given.values()) for part, weight in given.items()}}
 
     @abstractmethod
     def loss_parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
 from bmtard_hooks.callbacks.loss_balance import LossBalance
+from bmtard_hooks.callbacks.push_scale import PushScale
 from bmtard_hooks.callbacks.teacher_training import TeacherTraining
+from bmtard_hooks.distributed import average_over_ranks
 from bmtard_hooks.functional import entropy, kl_to_teacher, soften
 from bmtard_hooks.methods.base import Batch, Classifier, LossOutput, Method, register
 from bmtard_hooks.state import DistillationState
@@ -30,8 +32,8 @@ class CIARD(Method):
     """Cyclic iterative adversarial robustness distillation.
 
     Formula: ``L = L_robust + L_clean - c * P`` with B-MTARD's two losses, and ``P`` the mean KL from the clean teacher to the
-    student (its temperature ``ciard_push_temperature``) over those adversarial images that fool the clean teacher. ``c`` is the
-    power of ten that gives ``P`` the order of the smaller loss. The robust teacher is in training mode, so its targets use
+    student (its temperature ``ciard_push_temperature``) over those adversarial images of the step that fool the clean teacher.
+    ``c`` is the power of ten that gives ``P`` the order of the smaller loss, see ``PushScale``. The robust teacher is in training mode, so its targets use
     batch statistics, and learns from the cross-entropy on the student's adversarial images after a sixth of the run.
 
     The student sees the clean images before the attack, which therefore knows their BatchNorm statistics. ``ciard_weighted``
@@ -55,18 +57,9 @@ class CIARD(Method):
 
     @property
     def part_weights(self) -> dict[str, float]:
-        """One each, or one half with ``ciard_weighted``; the push is subtracted by its coefficient."""
+        """One each, or one half with ``ciard_weighted``; that of the push is known only with the losses."""
         each = 0.5 if self.config.ciard_weighted else 1.0
-        return {"robust": each, "clean": each, "push": 1.0, "teacher": 1.0}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """As configured for the two losses; the other parts keep theirs."""
-        own = self.part_weights
-        given = {"robust": self.config.robust_weight, "clean": self.config.clean_weight}
-        chosen = {part: own[part] if value is None else value for part, value in given.items()}
-        total = 2 * own["robust"] / sum(chosen.values())
-        return {**own, **{part: total * value for part, value in chosen.items()}}
+        return {"robust": each, "clean": each, "push": 0.0, "teacher": 1.0}
 
     def temperatures(self) -> dict[str, float]:
         """Start at the configured temperatures."""
@@ -76,21 +69,32 @@ class CIARD(Method):
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
     ) -> dict[str, Tensor]:
         """Show the clean images to the student and to the robust teacher, whose answer is not used."""
-        weights_will_move = self.config.awp_gamma > 0  # and what was computed before would be out of date
         with torch.no_grad():
             teachers["robust"](batch["pixel_values"])
-        with torch.set_grad_enabled(not weights_will_move):
-            clean_logits = student(batch["pixel_values"])
-        return {} if weights_will_move else {"clean_logits": clean_logits}
+        return {"clean_logits": student(batch["pixel_values"])}
+
+    def prepare(
+        self, teachers: Mapping[str, Classifier], batches: Sequence[Batch], state: DistillationState
+    ) -> Sequence[Batch]:
+        """Find the images that fool the clean teacher; how many they are is averaged over the whole step."""
+        fooled = [teachers["clean"](batch["adv_pixel_values"]).argmax(dim=1) != batch["labels"] for batch in batches]
+        share = torch.stack([images.float().mean() for images in fooled]).mean()
+        share = average_over_ranks({"fooled": share})["fooled"]
+        return [
+            {**batch, "fooled": images, "fooled_share": share} for batch, images in zip(batches, fooled, strict=True)
+        ]
 
     def loss_parts(
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
     ) -> LossOutput:
         """Compare, push, and teach the teacher."""
         images, adversarial, labels = batch["pixel_values"], batch["adv_pixel_values"], batch["labels"]
-        adv_logits, robust_logits = student(adversarial), teachers["robust"](adversarial)
+        adv_logits, learns = student(adversarial), teacher_learns(state)
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            robust_logits = teachers["robust"](adversarial)
+        # the clean logits are gone if the weights have moved since
         clean_logits = batch["clean_logits"] if "clean_logits" in batch else student(images)
-        output = LossOutput({}, coefficients={"teacher": float(teacher_learns(state))})
+        output = LossOutput({}, coefficients={"teacher": float(learns), "push": -self.config.ciard_push_weight})
         for part, logits, teacher_logits in (
             ("robust", adv_logits, robust_logits.detach()),
             ("clean", clean_logits, teachers["clean"](images)),
@@ -98,17 +102,15 @@ class CIARD(Method):
             target = soften(teacher_logits, state.temperatures[part])
             output.parts[part] = self.loss_scale * kl_to_teacher(logits, target, self.config.log_eps).mean()
             output.entropies[part] = entropy(target, self.config.log_eps).mean()
-        push = self._push(adv_logits, teachers["clean"](adversarial), labels)
-        output.parts["push"], output.parts["teacher"] = push, F.cross_entropy(robust_logits, labels)
-        smaller = torch.minimum(_order(output.parts["robust"]), _order(output.parts["clean"]))
-        output.coefficients["push"] = -self.config.ciard_push_weight * 10 ** (smaller - _order(push))
+        output.parts["push"] = self._push(adv_logits, teachers["clean"](adversarial), batch)
+        output.parts["teacher"] = F.cross_entropy(robust_logits, labels)
         return output
 
-    def _push(self, adv_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        fooled = teacher_logits.argmax(dim=1) != labels
+    def _push(self, adv_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
         softer = adv_logits / self.config.ciard_push_temperature
         kl = kl_to_teacher(softer, soften(teacher_logits), self.config.log_eps)
-        return self.loss_scale * torch.where(fooled, kl, 0).sum() / fooled.sum().clamp_min(1)
+        share = torch.where(batch["fooled_share"] > 0, batch["fooled_share"], 1).to(kl.dtype)
+        return self.loss_scale * torch.where(batch["fooled"], kl, 0).mean() / share
 
     def lr_factor(self, epoch: int, epochs: float) -> float:
         """Stay constant for half of the run, then fall like a cosine to 0 in the last epoch."""
@@ -122,7 +124,7 @@ class CIARD(Method):
             if isinstance(callback, EntropyBalance | LossBalance) and config.balance_follows_lr:
                 callback.schedule = self.rate_factor
         optimizer = (config.ciard_teacher_lr, config.ciard_teacher_momentum, config.ciard_teacher_weight_decay)
-        return [*callbacks, TeacherTraining("robust", *optimizer, teacher_lr_factor, teacher_learns)]
+        return [*callbacks, PushScale(), TeacherTraining("robust", *optimizer, teacher_lr_factor, teacher_learns)]
 
     def rate_factor(self, state: Any) -> float:
         """Return the factor on the balance rates in the step after ``global_step`` finished ones."""
@@ -151,8 +153,3 @@ def teacher_lr_factor(epoch: int, epochs: float) -> float:
 def teacher_learns(state: DistillationState) -> bool:
     """Tell whether the teacher's weights move in this epoch: after the first sixth of the run."""
     return state.epoch + 1 > state.epochs / 6
-
-
-def _order(value: Tensor) -> Tensor:
-    value = value.detach()
-    return torch.floor(torch.log10(torch.where(value == 0, 1e-7, value)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.callbacks.class_balance import ClassWeightBalance
+from bmtard_hooks.functional import sum_by_class
 from bmtard_hooks.methods.ard import ARD
 from bmtard_hooks.methods.base import Batch, Classifier, LossOutput, register
 from bmtard_hooks.state import DistillationState
@@ -41,9 +42,9 @@ class FairARD(ARD):
         """As ARD, and report what the attack counted."""
         output = super().loss_parts(student, teachers, batch, state)
         classes = len(state.per_class["weight"])
-        steps = batch["correct_steps"].double()
-        output.class_sums["correct_steps"] = torch.bincount(batch["labels"], steps, minlength=classes)
-        output.class_sums["images"] = torch.bincount(batch["labels"], minlength=classes)
+        steps, labels = batch["correct_steps"], batch["labels"]
+        output.class_sums["correct_steps"] = sum_by_class(steps, labels, classes)
+        output.class_sums["images"] = sum_by_class(torch.ones_like(steps), labels, classes)
         return output
 
     def callbacks(self) -> list[DistillationCallback]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from bmtard_hooks.functional import kl_to_teacher, soften
@@ -40,7 +41,9 @@ def gradient_matching(
 
 
 class Recalling:
-    """A classifier that remembers its last answer on each batch of images.
+    """A classifier that remembers its first answer on each batch of images.
+
+    Answers that some methods ask for without gradient, only to move BatchNorm's statistics, are not remembered.
 
     Args:
         classifier: the classifier.
@@ -49,14 +52,17 @@ class Recalling:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self._answers: dict[int, Tensor] = {}
+        self._follows = torch.is_grad_enabled()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Ask, and remember."""
-        self._answers[id(pixels)] = logits = self.classifier(pixels)
+        logits = self.classifier(pixels)
+        if torch.is_grad_enabled() == self._follows:
+            self._answers.setdefault(id(pixels), logits)
         return logits
 
     def recall(self, pixels: Tensor) -> Tensor:
-        """Return the last answer on these very images, or ask now."""
+        """Return the answer on these very images, or ask now."""
         known = self._answers.get(id(pixels))
         return self(pixels) if known is None else known
 
@@ -70,6 +76,12 @@ class _IGDM(Method):
 
     def __init__(self, config: BMTARDConfig) -> None:
         super().__init__(config)
+        balances = self.balances_losses if config.loss_balance is None else config.loss_balance
+        if config.igdm_balanced and not balances:
+            raise ValueError(
+                f"igdm_balanced=True has nothing to do: method {self.name!r} does not balance its losses; pass "
+                "loss_balance=True too"
+            )
         if not config.igdm_balanced:
             self.unbalanced = (*self.unbalanced, PART)  # type: ignore[misc]
 
@@ -80,11 +92,12 @@ class _IGDM(Method):
 
     @property
     def part_weights(self) -> dict[str, float]:
-        """The host's and 1; with ``igdm_balanced`` all parts are equal and sum to 1."""
+        """The host's and 1; with ``igdm_balanced`` all balanced parts are equal and sum to 1."""
         host = super().part_weights  # type: ignore[safe-super]
-        if self.config.igdm_balanced:
-            return dict.fromkeys((*host, PART), 1 / (len(host) + 1))
-        return {**host, PART: 1.0}
+        if not self.config.igdm_balanced:
+            return {**host, PART: 1.0}
+        balanced = [*(part for part in host if part not in self.unbalanced), PART]
+        return {**host, **dict.fromkeys(balanced, 1 / len(balanced))}
 
     def loss_parts(
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
@@ -105,9 +118,9 @@ def look_around(method: Method, student: Recalling, teacher: Recalling, batch: B
     delta = adversarial - images
     ahead = adversarial if config.igdm_forward == 1 else images + config.igdm_forward * delta
     behind = images - config.igdm_backward * delta if config.igdm_backward else images
-    return gradient_matching(
-        student.recall(ahead), student.recall(behind), teacher.recall(ahead), teacher.recall(behind)
-    )
+    # detached, because some methods train the teacher
+    targets = teacher.recall(ahead).detach(), teacher.recall(behind).detach()
+    return gradient_matching(student.recall(ahead), student.recall(behind), *targets)
 
 
 def ramp(state: DistillationState) -> float:

@@ -35,10 +35,12 @@ class LMTN(Method):
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
     ) -> LossOutput:
         """Forward in B-MTARD's order: adversarial, clean."""
-        output = LossOutput({})
+        output, targets = LossOutput({}), {}
         for part, view in (("robust", "adv_pixel_values"), ("clean", "pixel_values")):
             student_logits = student(batch[view])
-            asked = batch["pixel_values"] if self.config.lmtn_teacher_input == "clean" else batch[view]
-            target = soften((teachers["clean"](asked) + teachers["robust"](asked)) / 2)
-            output.parts[part] = self.loss_scale * kl_to_teacher(student_logits, target, self.config.log_eps).mean()
+            asked = "pixel_values" if self.config.lmtn_teacher_input == "clean" else view
+            if asked not in targets:
+                targets[asked] = soften((teachers["clean"](batch[asked]) + teachers["robust"](batch[asked])) / 2)
+            kl = kl_to_teacher(student_logits, targets[asked], self.config.log_eps)
+            output.parts[part] = self.loss_scale * kl.mean()
         return output

@@ -20,4 +20,6 @@ def make_method(config: BMTARDConfig) -> Method:
     chosen = method_class(config.method)
     if config.igdm_weight and not chosen.includes_igdm:
         chosen = with_igdm(chosen)
+    elif config.igdm_balanced:
+        raise ValueError("igdm_balanced=True has nothing to do: pass igdm_weight too, with another method than saad")
     return chosen(config)

@@ -43,8 +43,9 @@ class SAAD(Method):
 
     @property
     def part_weights(self) -> dict[str, float]:
-        """Those of the formula."""
-        return {"robust": 1.0, "igdm": 1.0, "clean": self.config.saad_clean_weight}
+        """Those of the formula; without the clean part where that has no weight."""
+        clean = self.config.saad_clean_weight
+        return {"robust": 1.0, "igdm": 1.0, **({"clean": clean} if clean else {})}
 
     def attack_objective(
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
@@ -86,16 +87,19 @@ class SAAD(Method):
         images, adversarial = batch["pixel_values"], batch["adv_pixel_values"]
         seen, asked = Recalling(student), Recalling(teachers["robust"])
         robust = kl_to_teacher(seen(adversarial), soften(asked(adversarial)), log_eps=0.0)
-        matched = look_around(self, seen, asked, batch)
-        clean = kl_to_teacher(seen(images), soften(asked(images)), log_eps=0.0)
-        weights = batch["image_weights"]
+        matched, weights = look_around(self, seen, asked, batch), batch["image_weights"]
         output = LossOutput(
             {
                 "robust": self.loss_scale * (weights * robust).mean(),
                 "igdm": self.loss_scale * (weights * matched).mean(),
-                "clean": self.loss_scale * ((1 - batch["image_shares"]) * clean).mean(),
             }
         )
+        if self.config.saad_clean_weight:
+            clean = kl_to_teacher(seen(images), soften(asked(images)), log_eps=0.0)
+            output.parts["clean"] = self.loss_scale * ((1 - batch["image_shares"]) * clean).mean()
+        else:
+            with torch.no_grad():
+                student(images)  # for BatchNorm's statistics alone
         weight = 1.0 if self.config.igdm_weight is None else self.config.igdm_weight
         output.coefficients["igdm"] = weight * ramp(state)
         return output

@@ -109,17 +109,20 @@ def separate_shared_weights(module: nn.Module, state: dict[str, Tensor], prefix:
 
 
 def wrap_as_built(network: nn.Module, architecture: str) -> PreTrainedModel:
-    """Put a timm network that somebody else built into the wrapper, if its name alone describes it.
+    """Put a timm network that somebody else built into the wrapper, if its name and image size describe it.
 
     Raises:
         ValueError: if weights or logits tell that it was built with arguments, which nothing records.
     """
     classes = int(getattr(network, "num_classes", 0))
-    wrapper = wrap_timm(network, architecture, classes, {})
-    rebuilt = timm.create_model(architecture, num_classes=classes)
+    channels, *usual = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    recorded = (getattr(module, "img_size", None) for module in network.modules())
+    sides = list(next((size for size in recorded if isinstance(size, (tuple, list))), usual))
+    model_args = {} if sides == usual else size_argument(architecture, (sides[0], sides[-1]))
+    wrapper = wrap_timm(network, architecture, classes, model_args)
+    rebuilt = timm.create_model(architecture, num_classes=classes, **model_args)
     rebuilt.load_state_dict(network.state_dict())
-    size = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-    images = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(0))
     with attack_mode(network), torch.no_grad():
         same = torch.allclose(network(images), rebuilt.eval()(images), rtol=1e-3, atol=1e-4)
     if not same:

@@ -86,11 +86,16 @@ def explain_architecture(
     Returns:
         The message, or None if the size is not to blame.
     """
-    channels = int(model_args.get("in_chans", 3))
+    built: dict[str, nn.Module] = {}
+
+    def network(arguments: Mapping[str, Any]) -> nn.Module:
+        if repr(arguments) not in built:  # one network serves all sizes if the architecture takes no size argument
+            built[repr(arguments)] = build(**arguments)
+        return built[repr(arguments)]
 
     def takes(sides: tuple[int, int], **changes: Any) -> bool:
         arguments = {**model_args, **size_argument(architecture, sides), **changes}
-        return _fits_when_built(partial(build, **arguments), channels, sides)
+        return _fits_when_built(partial(network, arguments), int(model_args.get("in_chans", 3)), sides)
 
     found = None if takes(sides) else _nearest(lambda side: takes((side, side)), max(sides))
     if found is None:

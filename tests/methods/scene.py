@@ -2,6 +2,7 @@
 
 import torch
 
+from bmtard_hooks.callbacks.push_scale import PushScale
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.methods import make_method
 from bmtard_hooks.state import DistillationState
@@ -55,6 +56,9 @@ class Scene:
         before = self.method.before_attack(student, teachers, self.batch, self.state)
         (batch,) = self.method.prepare(teachers, [{**self.batch, **before}], self.state)
         self.output = self.method.loss_parts(student, teachers, batch, self.state)
+        if "push" in self.output.parts:
+            losses = {part: value.detach() for part, value in self.output.parts.items()}
+            PushScale().on_losses(None, None, None, losses=losses, entropies={}, distillation=self.state)
         weights = self.state.weights
         loss = sum(weights[p] * self.output.coefficients.get(p, 1.0) * v for p, v in self.output.parts.items())
         loss.backward()

@@ -142,8 +142,8 @@ def test_unknown_method_names_the_nearest():
         ("rslad", {"loss_balance": True}, ["LossBalance"]),
         ("fair_ard", {}, ["ClassWeightBalance"]),
         ("absld", {"loss_balance": True}, ["LossBalance", "ClassTemperatureBalance"]),
-        ("ciard", {}, ["EntropyBalance", "TeacherTraining"]),
-        ("ciard", {"ciard_weighted": True}, ["EntropyBalance", "LossBalance", "TeacherTraining"]),
+        ("ciard", {}, ["EntropyBalance", "PushScale", "TeacherTraining"]),
+        ("ciard", {"ciard_weighted": True}, ["EntropyBalance", "LossBalance", "PushScale", "TeacherTraining"]),
         ("bmtard_union", {}, ["EntropyBalance", "LossBalance"]),
     ],
 )
@@ -159,6 +159,13 @@ def test_ablations_are_a_choice_of_callbacks(method, options, expected, tmp_path
         ("rslad", {"entropy_balance": True}, "entropy_balance=True has nothing to do: method 'rslad' has no two"),
         ("natural", {"igdm_weight": 1.0}, "igdm_weight needs adversarial images, and method 'natural' has none"),
         ("ard", {"robust_weight": 0.0}, "the weights of method 'ard' are all 0"),
+        ("sat", {"clean_weight": 0.5}, "clean_weight=0.5 has nothing to weigh: method 'sat' has robust as loss parts"),
+        (
+            "rslad",
+            {"igdm_weight": 1.0, "igdm_balanced": True},
+            "igdm_balanced=True has nothing to do: method 'rslad' does",
+        ),
+        ("bmtard", {"igdm_balanced": True}, "igdm_balanced=True has nothing to do: pass igdm_weight too"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_config(method, options, message, tmp_path):
@@ -174,7 +181,18 @@ def test_what_cannot_work_is_refused_with_the_config(method, options, message, t
         ("trades", {}, {"clean": 1.0, "robust": 6.0}),
         ("bmtard", {"robust_weight": 0.9, "clean_weight": 0.1}, {"robust": 0.9, "clean": 0.1}),
         ("bmtard_union", {}, {"robust": 1 / 3, "robust_l2": 1 / 3, "clean": 1 / 3}),
-        ("ciard", {}, {"robust": 1.0, "clean": 1.0, "push": 1.0, "teacher": 1.0}),
+        ("ciard", {}, {"robust": 1.0, "clean": 1.0, "push": 0.0, "teacher": 1.0}),
+        ("ciard", {"robust_weight": 3}, {"robust": 1.5, "clean": 0.5, "push": 0.0, "teacher": 1.0}),
+        (
+            "rslad",
+            {"robust_weight": 3, "clean_weight": 1, "igdm_weight": 2},
+            {"robust": 0.75, "clean": 0.25, "igdm": 1},
+        ),
+        (
+            "bmtard_union",
+            {"robust_weight": 3, "clean_weight": 1},
+            {"robust": 1 / 2, "robust_l2": 1 / 3, "clean": 1 / 6},
+        ),
     ],
 )
 def test_configured_weights_keep_the_methods_sum(method, given, weights, tmp_path):

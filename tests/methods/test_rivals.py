@@ -53,7 +53,7 @@ def test_ciard(name, tmp_path):
         assert scene.output.parts["push"].item() == 0
     else:
         assert scene.output.parts["push"].item() == pytest.approx(expected["push"], abs=1e-6)
-        assert scene.output.coefficients["push"].item() == pytest.approx(-expected["push_scale"])
+        assert scene.state.weights["push"].item() == pytest.approx(expected["push_scale"])
 
 
 def test_ciards_schedule(tmp_path):
