@@ -15,11 +15,8 @@ WINDOWS = {**SHALLOW, "embed_dim": 24, "num_heads": [1, 2, 4, 8]}
 FAMILIES = {
     "ResNet": ("resnet10t", {}),
     "ResNeXt": ("resnext50_32x4d", {"layers": [1, 1, 1, 1]}),
-    "SE-ResNet": ("seresnet50", {"layers": [1, 1, 1, 1]}),
     "ResNetV2": ("resnetv2_18", {"layers": [1, 1, 1, 1]}),
-    "ResNeSt": ("resnest14d", {}),
-    "RegNetX": ("regnetx_002", {}),
-    "RegNetY": ("regnety_002", {}),
+    "RegNet": ("regnety_002", {}),
     "DenseNet": ("densenet121", {"block_config": [1, 1, 1, 1]}),
     "VGG": ("vgg11_bn", {"mlp_ratio": 0.01}),
     "DLA": ("dla46x_c", {}),
@@ -30,7 +27,7 @@ FAMILIES = {
     "MobileNetV2": ("mobilenetv2_035", {}),
     "MobileNetV3": ("mobilenetv3_small_050", {}),
     "MobileNetV4": ("mobilenetv4_conv_small_035", {}),
-    "EfficientNet": ("efficientnet_lite0", {}),
+    "EfficientNet": ("test_efficientnet", {}),
     "EfficientNetV2": ("tf_efficientnetv2_b0", {}),
     "MnasNet": ("mnasnet_small", {}),
     "LCNet": ("lcnet_035", {}),
@@ -70,8 +67,9 @@ def built(family, seed):
     torch.manual_seed(seed)
     model = create_model(name, 4, image_size=32, **arguments)
     with torch.no_grad():
-        for parameter in model.parameters():  # heads and last layers that start at zero would hide what is behind them
-            parameter.add_(0.02 * torch.randn_like(parameter))
+        for parameter in model.parameters():
+            if parameter.numel() < 100_000:  # heads and scales that start at zero would hide what is behind them
+                parameter.add_(0.02 * torch.randn_like(parameter))
     return model
 
 
@@ -115,7 +113,7 @@ def test_saved_family_is_loaded_by_transformers_alone_and_as_a_teacher(family, t
 
 @pytest.mark.parametrize(
     "name, size",
-    [("ghostnetv2_100", 48), ("csatv2", 64), ("inception_v3", 96), ("efficientformer_l1", 224), ("halonet_h1", 256)],
+    [("ghostnetv2_100", 48), ("inception_v3", 96), ("efficientformer_l1", 224), ("halonet_h1", 256)],
 )
 def test_family_that_cannot_take_small_images_says_what_it_needs(name, size):
     with pytest.raises(
