@@ -84,9 +84,13 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every gradient by its mean over all processes; for what DistributedDataParallel does not wrap."""
+    average_in_place(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+def average_in_place(tensors: Iterable[Tensor]) -> None:
+    """Replace every tensor by its mean over all processes, in its own precision."""
     if not is_distributed():
         return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()

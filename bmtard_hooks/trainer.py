@@ -122,6 +122,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         window.position += 1
         if window.is_over:
             self.distillation.advance()
+            window.clear()
         return loss
 
     def compute_loss(

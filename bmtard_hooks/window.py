@@ -20,7 +20,7 @@ class AccumulationWindow:
         self.batches = list(batches)
         self.position = 0
         self.observed = False
-        self._answers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._answers: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -33,12 +33,16 @@ class AccumulationWindow:
     def remember(self, teacher: str, pixels: Tensor, answer: Tensor) -> Tensor:
         """Keep a teacher's answer on images that will come by again, and return it.
 
-        The images are kept too, which makes their identity a safe key.
+        The images are kept too, which makes their identity a safe key, and their version, because a callback may change them.
         """
-        self._answers[teacher, id(pixels)] = (pixels, answer)
+        self._answers[teacher, id(pixels)] = (pixels, pixels._version, answer)
         return answer
 
     def answer(self, teacher: str, pixels: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the teacher said before on these images, once, or ask it."""
         known = self._answers.pop((teacher, id(pixels)), None)
-        return known[1] if known is not None else ask(pixels)
+        return known[2] if known is not None and known[1] == pixels._version else ask(pixels)
+
+    def clear(self) -> None:
+        """Let go of images, answers and graphs, so that nothing of a step lives on through an evaluation."""
+        self.batches, self._answers = [], {}

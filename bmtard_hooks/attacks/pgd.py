@@ -110,10 +110,7 @@ def pgd(
         logits = forward(adversarial.requires_grad_(True))
         if observe is not None:
             observe(logits.detach())
-        if isinstance(objective, MovingTarget):
-            value = objective.loss(logits, adversarial)
-        else:
-            value = objective(logits)
+        value = objective.loss(logits, adversarial) if isinstance(objective, MovingTarget) else objective(logits)
         (gradient,) = torch.autograd.grad(value.sum() * gradient_scale, adversarial)
         adversarial = adversarial.detach()
         if settings.norm == "linf":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bmtard_hooks.callbacks.base import DistillationCallback
-from bmtard_hooks.distributed import average_over_ranks
+from bmtard_hooks.distributed import average_in_place
 
 TINY = 1e-20
 RESTORES = ("after_step", "before_step")
@@ -96,8 +96,8 @@ class AdversarialWeightPerturbation(DistillationCallback):
                 loss = trainer.weighted(trainer.look(batch)) * trainer.attack_gradient_scale
                 found = torch.autograd.grad(loss, weights, allow_unused=True)
                 total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
-        averaged = average_over_ranks({str(index): value for index, value in enumerate(total)})
-        return [value.to(weight.dtype) for value, weight in zip(averaged.values(), weights, strict=True)]
+        average_in_place(total)
+        return total
 
 
 def perturbed_weights(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -94,6 +94,9 @@ def test_class_weights_move_between_epochs_only_by_the_counts_of_the_whole_epoch
         labels, counts = zip(*(entry for step in recorder.batches[steps] for entry in step), strict=True)
         labels, counts = torch.cat(labels), torch.cat(counts)
         assert len(labels) == 10 and counts.max() <= 3
+        shown = {name: sum(step[name] for step in recorder.sums[steps]) for name in ("images", "correct_steps")}
+        torch.testing.assert_close(shown["images"], sum_by_class(torch.ones(10), labels, 4))
+        torch.testing.assert_close(shown["correct_steps"], sum_by_class(counts, labels, 4))
         mean = [counts[labels == k].double().mean().item() for k in range(4)]
         expected = class_weights(tensor(mean), torch.ones(4, dtype=bool), 2.0, 5 / 6, 5 / 2)
         torch.testing.assert_close(weights[3 * epoch + 3], expected)
