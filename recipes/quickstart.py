@@ -40,6 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
         loss_scale=3.0,  # the authors' 0.1 suits 300 epochs: a larger loss learns faster
     ),
 }
+MILESTONES = (215 / 300, 260 / 300, 285 / 300)  # B-MTARD's, for all four runs
 COMMON: dict[str, Any] = dict(
     eps=EPS,
     step_size=0.4 * EPS,
@@ -78,7 +79,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
     def fit(name: str, seed: int, **teachers: Any) -> BMTARDTrainer:
         epochs = RUNS[name]["num_train_epochs"] * arguments.epochs_factor
-        options = {**COMMON, **RUNS[name], "num_train_epochs": epochs}
+        drops = [share * epochs for share in MILESTONES]
+        options = {**COMMON, **RUNS[name], "num_train_epochs": epochs, "lr_milestones": drops}
         config = BMTARDConfig(output_dir=str(directories[name]), seed=seed, **options)
         return train_one(name, config, train, validation, **teachers)
 
