@@ -118,8 +118,8 @@ class MethodOptions:
         Raises:
             ValueError: naming the first option that is wrong.
         """
-        for name, declared in MethodOptions.__dataclass_fields__.items():
-            if str(declared.type).startswith(("float", "int")):
+        for name, declared in MethodOptions.__annotations__.items():  # fields lose them once a parser was made
+            if str(declared).startswith(("float", "int")):
                 require_finite(name, getattr(self, name))
         for name in _POSITIVE:
             require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")

@@ -4,6 +4,7 @@ import pytest
 from conftest import sharp_net, tiny_data, tiny_net
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer
+from bmtard_hooks.arguments import parse
 from bmtard_hooks.methods.ciard import decay
 
 DROPS = {  # method: (epochs of the authors' run, epochs after which the learning rate falls tenfold)
@@ -172,3 +173,9 @@ def test_stream_with_a_method_whose_learning_rate_follows_epochs(make_trainer):
         make_trainer(tiny_net(0), Stream(), method="ciard", max_steps=2).train()
     trainer = make_trainer(tiny_net(0), Stream(), method="ciard", max_steps=2, lr_scheduler_type="cosine", steps=1)
     assert trainer.train().global_step == 2
+
+
+def test_values_are_checked_after_a_command_line_was_parsed(tmp_path):
+    parse([BMTARDConfig], ["--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="saad_entropy_scale=inf is not allowed: pass a finite number"):
+        BMTARDConfig(output_dir=str(tmp_path), saad_entropy_scale=float("inf"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scene import Scene, assert_matches
+from vector_scene import Scene, assert_matches
 
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.methods import make_method, method_class, method_names

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scene import Scene, assert_matches
+from vector_scene import Scene, assert_matches
 
 from bmtard_hooks.attacks.pgd import PGDSettings, pgd
 from bmtard_hooks.callbacks.loss_balance import LossBalance
