@@ -76,7 +76,10 @@ def test_every_file_loads_with_its_recipe(row, tmp_path):
 
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
 def test_parts_hold_options_that_exist(path, tmp_path):
-    parse([ModelArguments, DataArguments, BMTARDConfig], ["--config", str(path), "--output_dir", str(tmp_path)])
+    *_, config = parse(
+        [ModelArguments, DataArguments, BMTARDConfig], ["--config", str(path), "--output_dir", str(tmp_path)]
+    )
+    assert config.output_dir == str(tmp_path) and make_method(config).weights
 
 
 @pytest.mark.parametrize("data, student, name", list(main_rows()))
