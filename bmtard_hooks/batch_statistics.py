@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bmtard_hooks.models.pixels import full_precision
+from bmtard_hooks.models.precision import full_precision
 
 
 def batch_norms(model: nn.Module) -> list[Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from bmtard_hooks.attacks.base import Attack, Draws, Target, distance
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.models.pixels import PixelClassifier, full_precision
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.precision import exact_arithmetic, full_precision
 
 ROUNDING = 1e-6
 """How far outside its ball or [0, 1] float32 arithmetic may put a pixel."""
@@ -107,14 +107,3 @@ def require_valid(attack: Attack, adversarial: Tensor, images: Tensor) -> None:
         raise InvalidExamples(
             f"{name} moved an image by {farthest:.6f} in {attack.norm}: more than eps={attack.eps:.6f}"
         )
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32 off: its ten bits of mantissa flip verdicts."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution

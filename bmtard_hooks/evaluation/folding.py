@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.evaluation.attacking import exact_arithmetic
-from bmtard_hooks.models.pixels import PixelClassifier, full_precision
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.precision import exact_arithmetic, full_precision
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import NumberedCollate, numbered
 from bmtard_hooks.distributed import broadcast_buffers
 from bmtard_hooks.events import FiresEvents
-from bmtard_hooks.models.pixels import PixelClassifier, full_precision
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.precision import full_precision
 from bmtard_hooks.randomness import untouched_randomness
 
 

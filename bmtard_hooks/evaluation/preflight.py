@@ -15,7 +15,8 @@ from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.create import as_classifier
-from bmtard_hooks.models.pixels import PixelClassifier, full_precision, logits_of
+from bmtard_hooks.models.pixels import PixelClassifier, logits_of
+from bmtard_hooks.models.precision import full_precision
 from bmtard_hooks.models.teachers import as_teacher, try_classifier
 
 LOOKED_AT = 512

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -169,19 +168,3 @@ def timm_pretrained_cfg(wrapper: nn.Module, mean: Sequence[float], std: Sequence
     known = dict(getattr(model, "pretrained_cfg", None) or {})
     keep = {key: known[key] for key in ("input_size", "crop_pct", "interpolation", "architecture") if key in known}
     return {**keep, "mean": [float(m) for m in mean], "std": [float(s) for s in std]}
-
-
-@contextmanager
-def full_precision(module: nn.Module) -> Iterator[None]:
-    """Run a module without the mixed precision that Accelerate put around its forward.
-
-    Accelerate replaces the instance's ``forward``; hiding the replacement gives float32 logits bit-identical to those
-    of a plain model. Switching autocast off from outside has no effect, because the inner context wins.
-    """
-    # Accelerate leaves the original beside its replacement; a forward that somebody else put there is part of the model.
-    replaced = module.__dict__.pop("forward", None) if "_original_forward" in module.__dict__ else None
-    try:
-        yield
-    finally:
-        if replaced is not None:
-            module.__dict__["forward"] = replaced

@@ -9,7 +9,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from bmtard_hooks import create_model, load_teacher
 from bmtard_hooks.models.checkpoints import read_state_dict
 from bmtard_hooks.models.create import as_classifier, as_student
-from bmtard_hooks.models.pixels import PixelClassifier, full_precision, logits_of
+from bmtard_hooks.models.pixels import PixelClassifier, logits_of
+from bmtard_hooks.models.precision import full_precision
 from bmtard_hooks.models.teachers import as_teacher
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

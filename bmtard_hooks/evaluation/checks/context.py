@@ -13,10 +13,9 @@ from torch import Tensor
 from bmtard_hooks.attacks.base import Attack, Target
 from bmtard_hooks.attacks.gradient import CW_INF, PGD, PGD_SAT
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.evaluation.attacking import exact_arithmetic
 from bmtard_hooks.evaluation.report import AttackOutcome, RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
-from bmtard_hooks.models.pixels import full_precision
+from bmtard_hooks.models.precision import exact_arithmetic, full_precision
 
 POINTS = 0.005
 """Least difference of two accuracies that counts: half a point."""
