@@ -27,10 +27,10 @@ from bmtard_hooks.attacks.choosing import choose_attacks
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.evaluation.environment import device_name, package_versions, source_commit
 from bmtard_hooks.evaluation.evaluator import run_columns
-from bmtard_hooks.evaluation.folding import folded_forward
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
+from bmtard_hooks.models.folding import FoldedClassifier
 
 EPS = 8 / 255
 PARTS = 4
@@ -89,7 +89,7 @@ def theirs(
 
 def ours(word: str, model: Any, data: ImageTensors, batch_size: int, device: str, fold: bool) -> dict:
     """Attack every clean-correct image with an attack of this library and measure it."""
-    forward = folded_forward(model, data.pixels(slice(0, 8)).to(device)) if fold else None
+    forward = FoldedClassifier.checked(model, data.pixels(slice(0, 8)).to(device)) if fold else None
     runner = AttackRunner(model, data, batch_size=batch_size, forward=forward)
     report = RobustnessReport("", "", runner.labels, runner.predictions, runner.num_classes, None, {}, {})
     began = time.perf_counter()

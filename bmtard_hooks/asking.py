@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Trainer
+from torch import Tensor
 
-from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.methods import Classifier, Method
-from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.frozen_forwards import FrozenForwards
+from bmtard_hooks.methods import Classifier
 from bmtard_hooks.randomness import untouched_randomness
 from bmtard_hooks.window import AccumulationWindow
 
 
-class AsksTeachers(Trainer):
+class AsksTeachers(FrozenForwards):
     """Asks each teacher about the same images only once, and lets an attack look through it if the images ask for that."""
 
-    args: BMTARDConfig
-    model: Any
-    method: Method
-    teachers: dict[str, PixelClassifier]
-    _asked: Mapping[str, nn.Module]
     _window: AccumulationWindow
 
     def ask_teachers(self, remember: bool = False) -> dict[str, Classifier]:
@@ -62,10 +54,3 @@ class AsksTeachers(Trainer):
         finally:
             for buffer, value in saved:
                 buffer.data.copy_(value)  # through .data, because autograd refuses a graph whose statistics moved
-
-
-def compiled(module: nn.Module, args: BMTARDConfig) -> Any:
-    """Compile a module as the arguments say, or return it as it is."""
-    if not args.torch_compile:
-        return module
-    return torch.compile(module, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)

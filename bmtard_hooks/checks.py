@@ -13,10 +13,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style, label_range
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, as_pixels, find_column
+from bmtard_hooks.image_tensors import decodes_pictures
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.teachers import try_classifier
 from bmtard_hooks.randomness import untouched_randomness
+from bmtard_hooks.sharding import NO_DEEPSPEED, check_sharding
 
 if TYPE_CHECKING:
     from bmtard_hooks.trainer import BMTARDTrainer
@@ -29,7 +31,7 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
 
     Raises:
         TypeError: if ``args`` is not a ``BMTARDConfig``.
-        ValueError: for a missing model, or for FSDP, DeepSpeed and other options that the step does not support.
+        ValueError: for a missing model, or for DeepSpeed and other options that the step does not support.
     """
     if not isinstance(args, BMTARDConfig):
         raise TypeError(
@@ -41,10 +43,8 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
         )
     if kwargs.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would replace the method's losses: register a Method instead")
-    if args.deepspeed or args.fsdp:
-        raise ValueError(
-            "DeepSpeed and FSDP shard the student, which the attack needs whole: use DDP (accelerate launch)"
-        )
+    if args.deepspeed:
+        raise ValueError(NO_DEEPSPEED)
     if args.label_smoothing_factor:
         raise ValueError("label_smoothing_factor has no meaning for teacher losses: leave it at 0")
     if args.enable_jit_checkpoint:
@@ -59,18 +59,22 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
         raise ValueError(
             "ddp_static_graph with gradient_accumulation_steps > 1 crashes inside torch: switch one of them off"
         )
+    if args.sync_batch_norm and args.world_size > 1 and args.device.type == "cpu":
+        raise ValueError(
+            "sync_batch_norm=True needs GPUs: torch's SyncBatchNorm refuses CPU tensors in several processes. Leave it off, and "
+            "each process takes the statistics of its own images"
+        )
     if args.n_gpu > 1:
         logger.warning("nn.DataParallel attacks on one GPU only: start with accelerate launch or torchrun instead")
 
 
 def refuse_sharding(trainer: BMTARDTrainer) -> None:
-    """Refuse FSDP and DeepSpeed that were switched on by a launcher instead of by the arguments.
+    """Refuse ways to shard the student that do not fit, whether arguments or a launcher switched them on.
 
     Raises:
-        ValueError: if the student will be sharded.
+        ValueError: for DeepSpeed, FSDP1, and what FSDP2 cannot do; see ``check_sharding``.
     """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ValueError("DeepSpeed and FSDP shard the student, which the attack needs whole: launch with DDP instead")
+    check_sharding(trainer)
 
 
 def check_parts(
@@ -122,6 +126,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     """
     if not trainer._own_directory:
         check_output_dir(trainer.args, resume)
+    refuse_sharding(trainer)  # again, because callbacks may have come and weights may be sharded since
     _compare_radii(trainer)
     trainer.serialised_state()
     rows: Any = trainer.train_dataset
@@ -129,10 +134,15 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
         raise ValueError("train_dataset is missing")
     if not is_map_style(rows):
         return  # looking would use the stream up
+    if trainer.args.dataloader_num_workers == 0 and decodes_pictures(rows):
+        logger.info(
+            "train_dataset decodes its pictures anew in every epoch, and the training waits for it: "
+            "bmtard_hooks.image_tensors.as_image_tensors(train_dataset) decodes them once; or set dataloader_num_workers"
+        )
     with untouched_randomness(trainer.args.device):
         batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
         _check_batch(batch, trainer.student)
-        pixels = batch["pixel_values"].to(trainer.args.device)
+        pixels = as_pixels(batch["pixel_values"].to(trainer.args.device))
         expected = try_classifier("student", trainer.student, pixels)
         for name, teacher in trainer.teachers.items():
             shape = try_classifier(f"{name} teacher", teacher, pixels)
@@ -176,7 +186,7 @@ def _check_batch(batch: Any, student: PixelClassifier) -> None:
     missing = [key for key in ("pixel_values", "labels") if key not in batch]
     if missing:
         raise ValueError(f"the collator gave {sorted(batch)} without {' and '.join(missing)}: use PGDCollator")
-    pixels, labels = batch["pixel_values"], batch["labels"]
+    pixels, labels = as_pixels(batch["pixel_values"]), batch["labels"]
     low, high = pixels.aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(

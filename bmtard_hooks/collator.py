@@ -13,10 +13,11 @@ from bmtard_hooks.attacks.losses import LOSSES, MovingTarget, Objective, cross_e
 from bmtard_hooks.attacks.pgd import PGDSettings, pgd
 from bmtard_hooks.config import PAPER_AUGMENT, PAPER_PADDING, BMTARDConfig
 from bmtard_hooks.data import AUGMENTATIONS, augment
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, stack_images
+from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.functional import soften
 from bmtard_hooks.models.pixels import logits_of
 from bmtard_hooks.randomness import keyed_generator
+from bmtard_hooks.stacking import require_labels, stack_rows
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 ADVERSARIAL_VIEW: Mapping[str, Mapping[str, Any]] = {"adv_pixel_values": {}}
@@ -89,9 +90,12 @@ class PGDCollator:
         self.mode, self.num_classes, self.seed = mode, num_classes, seed
         self._model: nn.Module | None = None
         self._bound, self._output, self._calls = False, "replace", 0
+        self._keeps_bytes = False
 
     def resolved(self: Self, config: BMTARDConfig, num_classes: int | None = None) -> Self:
         """Copy the collator, filling what was left open from a config and its method.
+
+        The copy leaves bytes as bytes, because ``BMTARDTrainer`` turns them into pixels on the training device.
 
         Args:
             config: the run's options.
@@ -105,6 +109,9 @@ class PGDCollator:
         copied.num_classes = num_classes if self.num_classes is None else self.num_classes
         copied.seed = config.seed if self.seed is None else self.seed
         copied._model, copied._bound = None, False  # the Trainer says when to craft
+        # whoever extends the call, or asks for the inputs in compute_metrics, gets what a collator promises
+        own_call = type(self).__call__ is PGDCollator.__call__
+        copied._keeps_bytes = own_call and "inputs" not in config.include_for_metrics
         return copied
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Tensor]:
@@ -115,6 +122,7 @@ class PGDCollator:
 
         Returns:
             ``pixel_values`` ``(B, C, H, W)`` float32 in [0, 1] and ``labels`` ``(B,)``; with a bound model, crafted.
+            Inside ``BMTARDTrainer`` images of bytes stay uint8.
 
         Raises:
             ValueError: for missing columns, images of several sizes or outside [0, 1], labels outside the classes.
@@ -125,7 +133,9 @@ class PGDCollator:
                 "PGDCollator is bound to a model, but runs in a data worker: the worker's copy of the weights never "
                 "changes, so every attack would be stale. Use num_workers=0, or BMTARDTrainer, which crafts in the step"
             )
-        batch = self._stack(rows)
+        keep_bytes = self._keeps_bytes or self._bound
+        batch = stack_rows(rows, self.image_column, self.label_column, self.mode, keep_bytes)
+        require_labels(batch["labels"], self.num_classes)
         if self._model is None:
             return batch
         self._calls += 1
@@ -224,9 +234,9 @@ class PGDCollator:
         return crafted
 
     def _augmented(self, batch: Mapping[str, Tensor], key: tuple[int | str, ...]) -> dict[str, Tensor]:
-        images, kind = batch["pixel_values"], self.augment or PAPER_AUGMENT
+        images, kind = as_pixels(batch["pixel_values"]), self.augment or PAPER_AUGMENT
         if kind == "none":
-            return dict(batch)
+            return {**batch, "pixel_values": images}
         generator = keyed_generator(self.seed or 0, "augment", *key, device=images.device)
         padding = PAPER_PADDING if self.crop_padding is None else self.crop_padding
         return {**batch, "pixel_values": augment(images, kind, padding, generator)}
@@ -246,24 +256,6 @@ class PGDCollator:
             with torch.no_grad():
                 return divergence(soften(forward(batch["pixel_values"])))
         return margin(labels) if loss == "margin" else cross_entropy(labels)
-
-    def _stack(self, rows: Sequence[Any]) -> dict[str, Tensor]:
-        if isinstance(rows[0], Mapping):
-            columns = list(rows[0])
-            image_key = find_column(columns, self.image_column, IMAGE_COLUMNS, "image")
-            label_key = find_column(columns, self.label_column, LABEL_COLUMNS, "label")
-            images, labels = [row[image_key] for row in rows], [row[label_key] for row in rows]
-        else:
-            images, labels = [row[0] for row in rows], [row[1] for row in rows]
-        batch = {"pixel_values": stack_images(images, self.mode), "labels": torch.tensor([int(y) for y in labels])}
-        low, high = int(batch["labels"].min()), int(batch["labels"].max())
-        if low < 0 or (self.num_classes is not None and high >= self.num_classes):
-            last = "?" if self.num_classes is None else self.num_classes - 1
-            raise ValueError(
-                f"labels from {low} to {high} do not fit {self.num_classes} classes (0 to {last}): check label_column and "
-                "the student's class count"
-            )
-        return batch
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers get a copy that only stacks rows: it must not drag a model or an attack along.

@@ -82,6 +82,12 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
     )
     lr_gamma: float = option(0.1, "Factor on the learning rate at each milestone.")
     channels_last: bool = option(True, "Keep images and convolutions in channels_last layout (faster).")
+    fold_batch_norm: bool = option(
+        True, "Attack the student, and ask the teachers, on copies with BatchNorm folded into convolutions (faster)."
+    )
+    sync_batch_norm: bool = option(
+        False, "Take the student's BatchNorm statistics over the images of all GPUs, not of each (DDP on GPUs)."
+    )
     overwrite_output_dir: bool = option(False, "Allow an output_dir that already holds another run.")
 
     optim: str = option("sgd", "Optimizer, see transformers.TrainingArguments.")

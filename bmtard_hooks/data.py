@@ -21,7 +21,7 @@ def augment(images: Tensor, kind: str, padding: int = 4, generator: torch.Genera
     horizontal with probability one half.
 
     Args:
-        images: ``(B, C, H, W)``.
+        images: ``(B, C, H, W)``, floats or bytes.
         kind: ``crop_flip``, ``crop``, ``flip`` or ``none``.
         padding: pixels per side.
         generator: source of the random numbers, on the images' device.
@@ -30,18 +30,30 @@ def augment(images: Tensor, kind: str, padding: int = 4, generator: torch.Genera
         ``(B, C, H, W)``, a new tensor unless nothing was to be done.
     """
     batch, _, height, width = images.shape
-    if "crop" in kind and padding:
-        tops = torch.randint(0, 2 * padding + 1, (batch,), generator=generator, device=images.device)
-        lefts = torch.randint(0, 2 * padding + 1, (batch,), generator=generator, device=images.device)
-        padded = torch.nn.functional.pad(images, (padding,) * 4)
-        rows = tops[:, None] + torch.arange(height, device=images.device)
-        columns = lefts[:, None] + torch.arange(width, device=images.device)
-        numbers = torch.arange(batch, device=images.device)[:, None, None]
-        images = padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if "flip" in kind:
-        mirrored = torch.rand(batch, generator=generator, device=images.device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return images
+    device, moves = images.device, "crop" in kind and padding > 0
+    if moves:
+        tops = torch.randint(0, 2 * padding + 1, (batch,), generator=generator, device=device)
+        lefts = torch.randint(0, 2 * padding + 1, (batch,), generator=generator, device=device)
+    mirrored = torch.rand(batch, generator=generator, device=device) < 0.5 if "flip" in kind else None
+    if not moves:
+        return images if mirrored is None else torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    rows = tops[:, None] + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)[None]
+    if mirrored is not None:  # a mirrored image is read from right to left
+        columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
+    return _gather(images, padding, rows, lefts[:, None] + columns)
+
+
+def _gather(images: Tensor, padding: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Read the pixels at ``rows`` ``(B, H)`` and ``columns`` ``(B, W)`` of images with a border of zeros, in one pass."""
+    batch, channels, height, width = images.shape
+    tall, wide = height + 2 * padding, width + 2 * padding
+    bordered = images.new_zeros(batch, tall, wide, channels)  # a pixel's channels lie together and are read together
+    bordered[:, padding : padding + height, padding : padding + width] = images.permute(0, 2, 3, 1)
+    lines = torch.arange(batch, device=images.device)[:, None] * tall + rows
+    places = lines[:, :, None] * wide + columns[:, None, :]
+    found = bordered.view(-1, channels).index_select(0, places.view(-1))
+    return found.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Numbered(NamedTuple):
@@ -49,6 +61,27 @@ class Numbered(NamedTuple):
 
     position: int
     row: Any
+
+
+class NumberedBatch(Sequence[Numbered]):
+    """Rows that were fetched together, and their positions.
+
+    Args:
+        positions: of the rows in their data set.
+        rows: as the data set gave them, a list or ``ImageRows``.
+    """
+
+    def __init__(self, positions: Sequence[int], rows: Sequence[Any]) -> None:
+        self.positions = list(positions)
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(len(self))[index]]
+        return Numbered(self.positions[index], self.rows[index])
 
 
 class NumberedRows(torch.utils.data.Dataset):
@@ -63,6 +96,11 @@ class NumberedRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Numbered:
         return Numbered(index, self.rows[index])
 
+    def __getitems__(self, indices: Sequence[int]) -> NumberedBatch:
+        """Fetch a batch at once if the data set can, as a ``DataLoader`` would without the numbers."""
+        fetch = getattr(self.rows, "__getitems__", None)
+        return NumberedBatch(indices, fetch(indices) if callable(fetch) else [self.rows[index] for index in indices])
+
 
 class NumberedCollate:
     """Collates numbered rows with a collator that knows nothing of numbers, and adds ``image_index`` ``(B,)``.
@@ -76,6 +114,8 @@ class NumberedCollate:
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         """Collate rows that may be numbered."""
+        if isinstance(rows, NumberedBatch):
+            return {**self.collate(rows.rows), "image_index": torch.tensor(rows.positions)}
         if not all(isinstance(row, Numbered) for row in rows):
             return self.collate(rows)
         batch = self.collate([row.row for row in rows])

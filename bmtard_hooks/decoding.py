@@ -1,4 +1,4 @@
-"""Whatever a data set calls an image, as pixels in [0, 1]."""
+"""Whatever a data set calls an image, as bytes and as pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 IMAGE_COLUMNS = ("pixel_values", "image", "img", "x")
 LABEL_COLUMNS = ("labels", "label", "fine_label", "y")
+CHANNELS = (1, 3, 4)
 
 
 def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str], what: str) -> str:
@@ -36,6 +37,23 @@ def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str]
     )
 
 
+def as_pixels(images: Tensor) -> Tensor:
+    """Turn bytes into pixels on the device where they are, and leave floats as they are.
+
+    Formula: ``byte / 255``, rounded to the nearest float32 on every device.
+
+    Args:
+        images: uint8 of any shape, or floats.
+
+    Returns:
+        float32 in [0, 1] for bytes; what was given for anything else.
+    """
+    if images.dtype != torch.uint8:
+        return images
+    # The divisor is a tensor, because a GPU multiplies by the reciprocal of a number, which rounds differently.
+    return images / torch.full((), 255.0, dtype=torch.float32, device=images.device)
+
+
 def to_pixels(image: Any, mode: str | None = "RGB") -> Tensor:
     """Turn one image into a float tensor of pixels.
 
@@ -50,6 +68,18 @@ def to_pixels(image: Any, mode: str | None = "RGB") -> Tensor:
     Raises:
         ValueError: for floats outside [0, 1] or not finite, and for arrays that are not images.
     """
+    return as_pixels(to_planes(image, mode))
+
+
+def to_planes(image: Any, mode: str | None = "RGB") -> Tensor:
+    """Turn one image into a tensor of its channels, bytes where it has bytes; see ``to_pixels``.
+
+    Returns:
+        ``(C, H, W)`` uint8, or float32 in [0, 1].
+
+    Raises:
+        ValueError: as ``to_pixels``.
+    """
     if isinstance(image, Image.Image):
         if mode is not None and image.mode != mode:
             image = image.convert(mode)
@@ -59,10 +89,10 @@ def to_pixels(image: Any, mode: str | None = "RGB") -> Tensor:
         tensor = tensor.unsqueeze(0)
     if tensor.ndim != 3:
         raise ValueError(f"an image has shape {tuple(tensor.shape)}: expected (C, H, W), (H, W, C) or (H, W)")
-    if tensor.shape[0] not in (1, 3, 4) and tensor.shape[2] in (1, 3, 4):
+    if tensor.shape[0] not in CHANNELS and tensor.shape[2] in CHANNELS:
         tensor = tensor.permute(2, 0, 1)
     if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
+        return tensor
     if not tensor.is_floating_point():
         raise ValueError(f"an image has dtype {tensor.dtype}: pass uint8 (0 to 255) or floats in [0, 1]")
     require_pixels(tensor, "an image")
@@ -79,18 +109,25 @@ def require_pixels(tensor: Tensor, what: str) -> None:
         )
 
 
-def stack_images(images: Sequence[Any], mode: str | None) -> Tensor:
-    """Turn images of one size into a batch ``(B, C, H, W)`` in [0, 1]; see ``to_pixels``.
+def stack_images(images: Sequence[Any], mode: str | None, keep_bytes: bool = False) -> Tensor:
+    """Turn images of one size into a batch ``(B, C, H, W)``; see ``to_pixels``.
+
+    Args:
+        images: as ``to_pixels`` takes them.
+        mode: see ``to_pixels``.
+        keep_bytes: leave a batch of bytes as it is, for ``as_pixels`` to turn later.
+
+    Returns:
+        float32 in [0, 1]; uint8 if ``keep_bytes`` and every image has bytes.
 
     Raises:
         ValueError: for images of several shapes.
     """
-    if all(isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 for image in images):
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) == 1 and images[0].shape[0] in (1, 3, 4):
-            return torch.stack(list(images)).float() / 255
-    pixels = [to_pixels(image, mode) for image in images]
-    shapes = {tuple(image.shape) for image in pixels}
+    planes = [to_planes(image, mode) for image in images]
+    shapes = {tuple(image.shape) for image in planes}
     if len(shapes) > 1:
         raise ValueError(f"images of several shapes in one batch, for example {sorted(shapes)[:3]}: resize them first")
-    return torch.stack(pixels)
+    if any(image.dtype != torch.uint8 for image in planes):
+        planes = [as_pixels(image) for image in planes]
+    batch = torch.stack(planes)
+    return batch if keep_bytes else as_pixels(batch)

@@ -71,15 +71,37 @@ def broadcast_buffers(model: nn.Module) -> None:
     """
     if not is_distributed():
         return
-    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-    for buffer in model.buffers():
-        groups[buffer.dtype, buffer.device].append(buffer)
-    with torch.no_grad():
-        for buffers in groups.values():
-            flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-            dist.broadcast(flat, 0)
-            for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-                buffer.data.copy_(values.view_as(buffer))  # through .data, because a graph may still need the old ones
+    _broadcast(model.buffers())
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0, as DistributedDataParallel does when it wraps a model."""
+    if is_distributed():
+        _broadcast([*model.parameters(), *model.buffers()])
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether each rank holds only a part of the parameters (FSDP2), so that none may be read or copied for itself."""
+    if not dist.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+@torch.no_grad()
+def _broadcast(tensors: Iterable[Tensor]) -> None:
+    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        by_device[tensor.device].append(tensor)
+    for together in by_device.values():  # as bytes, so that numbers of all kinds take one message
+        together.sort(key=lambda tensor: -tensor.element_size())  # whose parts then start at multiples of their size
+        flat = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in together])
+        dist.broadcast(flat, 0)
+        parts = flat.split([tensor.numel() * tensor.element_size() for tensor in together])
+        for tensor, part in zip(together, parts, strict=True):
+            # through .data, because a graph may still need the old values
+            tensor.data.copy_(part.view(tensor.dtype).view(tensor.shape))
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

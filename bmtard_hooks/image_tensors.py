@@ -10,7 +10,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, require_pixels, to_pixels
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, as_pixels, find_column, require_pixels, to_planes
+from bmtard_hooks.image_store import find_store, is_plain_table
+
+CHUNK = 256
+"""Rows that are decoded at a time."""
 
 
 class ImageTensors(torch.utils.data.Dataset):
@@ -48,7 +52,7 @@ class ImageTensors(torch.utils.data.Dataset):
     def pixels(self, indices: Tensor | slice) -> Tensor:
         """Return some images as ``(B, C, H, W)`` float32 in [0, 1]."""
         chosen = self.images[indices]
-        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+        return as_pixels(chosen)
 
     @property
     def num_classes(self) -> int:
@@ -66,6 +70,14 @@ class ImageTensors(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Tensor]]:
+        """Gather a batch at once, as a ``DataLoader`` asks for it; the same rows as one by one."""
+        if type(self).__getitem__ is not ImageTensors.__getitem__:
+            return [self[index] for index in indices]
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        chosen = torch.where(chosen < 0, chosen + len(self), chosen)
+        return ImageRows(self.images.index_select(0, chosen), self.labels.index_select(0, chosen))
+
     def subset(self, indices: Sequence[int] | Tensor) -> ImageTensors:
         """Copy some of the images."""
         chosen = torch.as_tensor(indices, dtype=torch.long)
@@ -79,6 +91,37 @@ class ImageTensors(torch.utils.data.Dataset):
         return self.subset(order[held_out:]), self.subset(order[:held_out])
 
 
+class ImageRows(Sequence[dict[str, Tensor]]):
+    """Rows that were gathered at once: a sequence of dictionaries for any collator, two tensors for one that knows.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        labels: ``(B,)``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+        self._rows: list[dict[str, Tensor]] | None = None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has seen a single row, and so could have changed it."""
+        return self._rows is None
+
+    def _each(self) -> list[dict[str, Tensor]]:
+        if self._rows is None:  # kept, because collators may change the rows that they get
+            pairs = zip(self.images, self.labels, strict=True)
+            self._rows = [{"pixel_values": image, "labels": label} for image, label in pairs]
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._each()[index]
+
+
 def load_images(
     name: str,
     split: str,
@@ -88,6 +131,7 @@ def load_images(
     limit: int | None = None,
     mode: str = "RGB",
     image_size: int | None = None,
+    keep: bool = True,
 ) -> ImageTensors:
     """Read an image classification data set and decode it once.
 
@@ -99,6 +143,8 @@ def load_images(
         limit: read only the first images.
         mode: PIL mode of the result.
         image_size: side of the square that images are scaled and cropped to; None keeps their size.
+        keep: keep the decoded images in a file beside the cache of the data set, for the next start and for other processes;
+            see ``find_store`` for the data sets that have one.
 
     Raises:
         ValueError: if a column is missing, the images differ in size, or there are no images or labels.
@@ -107,7 +153,13 @@ def load_images(
 
     rows = datasets.load_dataset(name, split=split)
     return as_image_tensors(
-        rows, image_column=image_column, label_column=label_column, limit=limit, mode=mode, image_size=image_size
+        rows,
+        image_column=image_column,
+        label_column=label_column,
+        limit=limit,
+        mode=mode,
+        image_size=image_size,
+        keep=keep,
     )
 
 
@@ -119,6 +171,7 @@ def as_image_tensors(
     limit: int | None = None,
     mode: str = "RGB",
     image_size: int | None = None,
+    keep: bool = True,
 ) -> ImageTensors:
     """Decode any map-style data set of images and labels.
 
@@ -129,6 +182,7 @@ def as_image_tensors(
         limit: see ``load_images``.
         mode: see ``load_images``.
         image_size: see ``load_images``.
+        keep: see ``load_images``.
 
     Raises:
         ValueError: if it is empty, has no labels, a column is missing or the images differ in size.
@@ -146,9 +200,19 @@ def as_image_tensors(
         label_key: Any = find_column(list(first), label_column, LABEL_COLUMNS, "label")
     else:
         image_key, label_key = 0, 1
-    items = [rows[index] for index in range(count)]
-    images = _stack([_decode(item[image_key], mode, image_size) for item in items])
-    labels = [-1 if item[label_key] is None else int(item[label_key]) for item in items]
+    store = None
+    if keep:
+        store = find_store(
+            rows, image_key, mode, image_size, lambda index: _decode(rows[index][image_key], mode, image_size)
+        )
+    kept = store.read() if store is not None else None
+    if kept is not None:
+        images, given = kept[:count], rows.select_columns([label_key])[:count][label_key]
+    else:
+        images, given = _decode_all(rows, count, image_key, label_key, mode, image_size)
+        if store is not None and count == len(rows) and images.dtype == torch.uint8:
+            images = store.write(images)
+    labels = [-1 if label is None else int(label) for label in given]
     if min(labels) < 0:
         raise ValueError(
             f"{labels.count(min(labels))} of {count} images have the label {min(labels)}, which marks unlabelled ones: "
@@ -159,18 +223,42 @@ def as_image_tensors(
     return ImageTensors(images, torch.tensor(labels), names, None if split is None or callable(split) else str(split))
 
 
+def decodes_pictures(rows: Any) -> bool:
+    """Tell whether a ``datasets.Dataset`` makes a PIL image of a file's bytes whenever a row is read.
+
+    Not if it has a transform of its own: that may be random, so decoding once would change what it gives.
+    """
+    return is_plain_table(rows) and any(isinstance(value, Image.Image) for value in rows[0].values())
+
+
+def _decode_all(
+    rows: Any, count: int, image_key: Any, label_key: Any, mode: str, size: int | None
+) -> tuple[Tensor, list[Any]]:
+    images: list[Tensor] = []
+    labels: list[Any] = []
+    fetch = getattr(rows, "__getitems__", None)
+    for start in range(0, count, CHUNK):
+        positions = range(start, min(start + CHUNK, count))
+        for item in fetch(list(positions)) if callable(fetch) else (rows[position] for position in positions):
+            images.append(_decode(item[image_key], mode, size))
+            labels.append(item[label_key])
+    return _stack(images), labels
+
+
 def _decode(image: Any, mode: str, size: int | None) -> Tensor:
     if isinstance(image, Image.Image):
-        image = image.convert(mode)
+        image = image if image.mode == mode else image.convert(mode)
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         array = torch.from_numpy(np.array(image))
         return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
-    pixels = to_pixels(image, mode)
-    if size is not None and pixels.shape[1:] != (size, size):
-        raise ValueError(f"image_size={size} is for PIL images: these are arrays of shape {tuple(pixels.shape)}")
-    bytes_ = (pixels * 255).round()
-    return bytes_.to(torch.uint8) if torch.equal(bytes_ / 255, pixels) else pixels
+    planes = to_planes(image, mode)
+    if size is not None and planes.shape[1:] != (size, size):
+        raise ValueError(f"image_size={size} is for PIL images: these are arrays of shape {tuple(planes.shape)}")
+    if planes.dtype == torch.uint8:
+        return planes
+    bytes_ = (planes * 255).round().to(torch.uint8)
+    return bytes_ if torch.equal(as_pixels(bytes_), planes) else planes
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:
@@ -181,4 +269,4 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
         )
     if all(image.dtype == torch.uint8 for image in images):
         return torch.stack(list(images)).contiguous()
-    return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])
+    return torch.stack([as_pixels(image) for image in images])

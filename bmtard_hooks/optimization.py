@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
+from bmtard_hooks.distributed import is_sharded
 from bmtard_hooks.methods import Method
 from bmtard_hooks.schedule import epoch_schedule, multi_step_schedule
 
@@ -24,6 +25,7 @@ class PaperOptimization(Trainer):
     """SGD with momentum, weight decay on every parameter, a learning rate that falls at milestones."""
 
     args: BMTARDConfig
+    model: Any
     method: Method
     optimizer: Any
     train_dataset: Any
@@ -99,3 +101,10 @@ class PaperOptimization(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Count nothing: transformers' estimate is made for language models and is far off for convolutions."""
         return 0
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Without clipping, transformers gets the number for the log by clipping to infinity, which also multiplies every
+        # gradient by 1. fp16 needs that call, because it unscales the gradients, and so do sharded ones.
+        if grad_norm is not None or self.accelerator.mixed_precision == "fp16" or is_sharded(self.model):
+            return super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

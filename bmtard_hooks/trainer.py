@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from bmtard_hooks.asking import AsksTeachers, compiled
+from bmtard_hooks.asking import AsksTeachers
 from bmtard_hooks.assembly import choose_student, choose_teachers, with_method_callbacks
 from bmtard_hooks.callbacks.additions import added_callbacks
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
@@ -23,14 +23,17 @@ from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers, worl
 from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
 from bmtard_hooks.evaluation.metrics import with_robust_metrics
 from bmtard_hooks.methods import Classifier, LossOutput, Method, make_method
+from bmtard_hooks.models.sync_batch_norm import synchronise_batch_norm
 from bmtard_hooks.observation import FiniteGuard, StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
+from bmtard_hooks.preparing import PreparesBatches
 from bmtard_hooks.resume import KeepsDistillationState
+from bmtard_hooks.sharding import gathers_once, prepare_sharding
 from bmtard_hooks.state import DistillationState
 from bmtard_hooks.window import AccumulationWindow, Batch
 
 
-class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization, AsksTeachers):
+class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization, PreparesBatches, AsksTeachers):
     """A ``transformers.Trainer`` that distils robustness from one or more frozen teachers.
 
     Args:
@@ -80,6 +83,8 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         refuse_unsupported(model, args, kwargs)
         self.method: Method = make_method(args)
         student, collator = choose_student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
+        if args.sync_batch_norm and args.world_size > 1:
+            synchronise_batch_norm(student)
         roles = choose_teachers(
             self.method, student, {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
         )
@@ -104,8 +109,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         if args.channels_last:
             for module in (self.model, *self.teachers.values()):
                 module.to(memory_format=torch.channels_last)
-        self._attacked = compiled(self.model, args)
-        self._asked = {name: compiled(teacher, args) for name, teacher in self.teachers.items()}
+        prepare_sharding(self)
         self._start_anew()
         show_balance_in_progress(self.callback_handler)
         self.add_callback(ModelCardCallback(self.model_card_facts))  # attaches the others too
@@ -147,7 +151,9 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     def _open(self, window: AccumulationWindow, model: nn.Module) -> None:
         self.distillation.epoch, self.distillation.epochs = self._epoch()
-        crafted = [self._craft(model, inputs, position) for position, inputs in enumerate(window.batches)]
+        batches = [self._prepare_inputs(inputs) for inputs in window.batches]
+        self.copy_networks(batches[0]["pixel_values"], self.distillation.epoch)
+        crafted = [self._craft(model, batch, position) for position, batch in enumerate(batches)]
         window.batches = [dict(b) for b in self.method.prepare(self.ask_teachers(True), crafted, self.distillation)]
         self.fire("on_crafted", batches=window.batches)
         if len(window) > 1 and self.listeners("on_losses"):
@@ -189,12 +195,13 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         """Compute the loss parts of a crafted batch beside the step; inside ``without_trace``, the step will not notice."""
         return self.method.loss_parts(self._student(self.model), self.ask_teachers(True), batch, self.distillation)
 
-    def _craft(self, model: nn.Module, inputs: Batch, position: int) -> Batch:
-        batch = self._prepare_inputs(inputs)
+    @gathers_once
+    def _craft(self, model: nn.Module, batch: Batch, position: int) -> Batch:
         if self.args.channels_last and batch["pixel_values"].ndim == 4:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         broadcast_buffers(self.model)
-        method, state, student = self.method, self.distillation, self._student(self._attacked)
+        method, state = self.method, self.distillation
+        student = self.attacked_student(self.crafter.settings.train_mode)
         return self.crafter.craft(
             self.model,
             batch,
@@ -233,6 +240,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             callback.reset()
         for name in self.method.trained_teachers:
             self.teachers[name].train()
+        self.forget_copies()
         self._metrics, self._finite, self._window = StepMetrics(), FiniteGuard(), AccumulationWindow()
 
     def _classes(self) -> int:

@@ -254,3 +254,23 @@ def test_logs_have_the_extremes_of_class_values(make_trainer, method, name):
     last = [entry for entry in trainer.state.log_history if f"lowest_class_{name}" in entry][-1]
     values = trainer.distillation.per_class[name]
     assert last[f"lowest_class_{name}"] == values.min().item() < values.max().item() == last[f"highest_class_{name}"]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_logged_gradient_norm_is_that_of_the_gradients_before_clipping(make_trainer, clip):
+    class Gradients(TrainerCallback):
+        norms: list = []
+
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            self.norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+
+    seen = Gradients()
+    seen.norms = []
+    trainer = make_trainer(callbacks=[seen], max_grad_norm=clip)
+    trainer.train()
+    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert len(logged) == len(seen.norms) == 4
+    if clip:
+        assert max(logged) > clip and seen.norms == pytest.approx([min(norm, clip) for norm in logged], rel=1e-3)
+    else:
+        assert logged == pytest.approx(seen.norms, rel=1e-5)

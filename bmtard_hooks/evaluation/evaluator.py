@@ -18,13 +18,13 @@ from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.checks import PASSES_PER_IMAGE, run_checks
 from bmtard_hooks.evaluation.environment import describe_environment
 from bmtard_hooks.evaluation.examples import make_examples
-from bmtard_hooks.evaluation.folding import folded_forward
 from bmtard_hooks.evaluation.preflight import inspect_answers, load_classifier, place_classifier
 from bmtard_hooks.evaluation.progress import EvaluationProgress
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors
 from bmtard_hooks.models.create import channels_of
+from bmtard_hooks.models.folding import FoldedClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,9 @@ def evaluate_robustness(
     data = as_image_tensors(dataset, mode="L" if channels_of(classifier) == 1 else "RGB")
     place_classifier("model", classifier, data, where)
     plan = _plan(attacks, surrogate, data, where, chosen)
-    forward = folded_forward(classifier, data.pixels(slice(0, 8)).to(where)) if chosen.fold_batch_norm else None
+    forward = (
+        FoldedClassifier.checked(classifier, data.pixels(slice(0, 8)).to(where)) if chosen.fold_batch_norm else None
+    )
     runner = AttackRunner(
         classifier,
         data,

@@ -20,12 +20,14 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import NumberedCollate, numbered
 from bmtard_hooks.distributed import broadcast_buffers
 from bmtard_hooks.events import FiresEvents
+from bmtard_hooks.frozen_forwards import FrozenForwards
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.precision import full_precision
 from bmtard_hooks.randomness import untouched_randomness
+from bmtard_hooks.state import DistillationState
 
 
-class EvaluatesRobustness(FiresEvents):
+class EvaluatesRobustness(FrozenForwards, FiresEvents):
     """Attacks every image of the evaluation set once; verdicts are taken in float32, on averaged weights if there are any."""
 
     args: BMTARDConfig
@@ -33,6 +35,7 @@ class EvaluatesRobustness(FiresEvents):
     eval_dataset: Any
     data_collator: Any
     student: PixelClassifier
+    distillation: DistillationState
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load every image together with its position, which its noise depends on. See ``Trainer``."""
@@ -108,9 +111,10 @@ class EvaluatesRobustness(FiresEvents):
             # The noise that evaluate_robustness gives an attack of this name, so that both measure the same.
             key = (self.args.seed, self.args.evaluation_attack_name, "start", 0)
             noise = draw_noise_by_image(indices, pixels.shape[1:], settings, *key)
+        self.copy_networks(pixels, self.distillation.epoch)
         with attack_mode(self.model):
             adversarial = pgd(
-                self.student,
+                self.attacked_student(),
                 pixels,
                 cross_entropy(labels),
                 settings,

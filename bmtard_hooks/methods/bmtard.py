@@ -44,13 +44,15 @@ class BMTARD(Method):
         self, student: Classifier, teachers: Mapping[str, Classifier], batch: Batch, state: DistillationState
     ) -> LossOutput:
         """Compare the student with each teacher on that teacher's images."""
+        # the teachers first: their large feature maps are gone before the student's, kept for the backward, come to be
+        targets = {
+            part: soften(teachers[part](batch[view]), state.temperatures[part]) for part, view in self.views.items()
+        }
         output = LossOutput({})
         for part, view in self.views.items():
-            student_logits = student(batch[view])
-            target = soften(teachers[part](batch[view]), state.temperatures[part])
-            kl = kl_to_teacher(student_logits, target, self.config.log_eps)
+            kl = kl_to_teacher(student(batch[view]), targets[part], self.config.log_eps)
             output.parts[part] = self.loss_scale * kl.mean()
-            output.entropies[part] = entropy(target, self.config.log_eps).mean()
+            output.entropies[part] = entropy(targets[part], self.config.log_eps).mean()
         return output
 
 

@@ -1,0 +1,43 @@
+"""From a loader's batch to pixels on the training device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.decoding import as_pixels
+
+
+class PreparesBatches(Trainer):
+    """Lets images travel as bytes and turns them into pixels where they are used."""
+
+    args: BMTARDConfig
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let the loader not wait for the GPU when it sends the next batch from pinned memory. See ``Trainer``.
+
+        A copy that waits would first wait for the whole step before it. Kernels read a batch after its copy in any case,
+        because both are in one stream.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.args.dataloader_pin_memory:
+            self.accelerator.dataloader_config.non_blocking = True
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor | Any]) -> dict[str, Tensor | Any]:
+        """Move a batch to the training device and make pixels of its bytes there. See ``Trainer``.
+
+        Formula: ``pixel_values = byte / 255``, float32 ``(B, C, H, W)``, in channels_last layout if the run has that.
+        Floats stay the tensors that they are.
+        """
+        batch = super()._prepare_inputs(inputs)
+        pixels = batch.get("pixel_values")
+        if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
+            pixels = as_pixels(pixels)
+            if self.args.channels_last and pixels.ndim == 4:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            batch["pixel_values"] = pixels
+        return batch
