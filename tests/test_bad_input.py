@@ -158,8 +158,8 @@ def test_teachers_are_tried_before_the_first_step(teacher, message, make_trainer
 def test_sharding_and_saving_in_the_middle_of_a_step_are_refused(make_trainer):
     with pytest.raises(ValueError, match="enable_jit_checkpoint saves in the middle of a step"):
         make_trainer(enable_jit_checkpoint=True)
-    launched = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)  # as accelerate's own config does
-    with pytest.raises(ValueError, match="DeepSpeed and FSDP shard the student"):
+    launched = SimpleNamespace(is_deepspeed_enabled=True)  # as accelerate's own config does
+    with pytest.raises(ValueError, match="DeepSpeed is not supported"):
         refuse_sharding(launched)
 
 

@@ -7,7 +7,8 @@ from conftest import tiny_data, tiny_net
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from bmtard_hooks import BMTARDConfig, PGDCollator
+from bmtard_hooks import BMTARDConfig, ImageTensors, PGDCollator
+from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.randomness import keyed_generator
 
 
@@ -40,6 +41,76 @@ def test_bytes_become_the_same_pixels_as_pictures():
     as_bytes = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     collate = PGDCollator()
     torch.testing.assert_close(collate([(image, 0)])["pixel_values"], collate([(as_bytes, 0)])["pixel_values"])
+
+
+def test_bytes_are_divided_as_floats_are():
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    expected = torch.tensor([byte / 255 for byte in range(256)], dtype=torch.float64).float()
+    assert torch.equal(as_pixels(bytes_), expected) and as_pixels(expected) is expected
+
+
+def test_rows_gathered_at_once_collate_as_rows_one_by_one():
+    data, some = tiny_data(9), [7, 2, 2, -1]
+    one_by_one, at_once = [data[i] for i in some], data.__getitems__(some)
+    for collate in (PGDCollator(), PGDCollator(image_column="pixel_values", label_column="labels")):
+        expected, found = collate(one_by_one), collate(at_once)
+        assert at_once.untouched and found["pixel_values"].dtype == torch.float32
+        assert all(torch.equal(expected[name], found[name]) for name in ("pixel_values", "labels"))
+    with pytest.raises(ValueError, match="no image column 'scan'"):
+        PGDCollator(image_column="scan")(at_once)
+    with pytest.raises(ValueError, match="do not fit 2 classes"):
+        PGDCollator(num_classes=2)(data.__getitems__(range(9)))
+
+
+def test_gathered_floats_are_checked_and_odd_channels_understood():
+    floats = ImageTensors(torch.rand(3, 3, 8, 8), torch.zeros(3))
+    assert torch.equal(PGDCollator()(floats.__getitems__([2, 0]))["pixel_values"], floats.images[[2, 0]])
+    floats.images[1] = 3
+    with pytest.raises(ValueError, match=r"from 0.* to 3: pixels must be in \[0, 1\]"):
+        PGDCollator()(floats.__getitems__([0, 1]))
+    channels_behind = ImageTensors(torch.zeros(3, 8, 8, 3, dtype=torch.uint8), torch.zeros(3))
+    assert PGDCollator()(channels_behind.__getitems__([0, 1]))["pixel_values"].shape == (2, 3, 8, 8)
+
+
+def test_rows_that_somebody_changed_stay_changed():
+    rows = tiny_data().__getitems__([0, 1])
+    for row in rows:
+        row["pixel_values"] = torch.zeros(3, 8, 8)
+    assert PGDCollator()(rows)["pixel_values"].abs().max() == 0
+
+
+@pytest.mark.parametrize("rows", [
+    [{"image": picture(seed=i), "label": i} for i in range(2)],
+    [{"x": torch.full((3, 8, 8), i, dtype=torch.uint8), "y": i} for i in range(2)],
+    tiny_data().__getitems__([0, 1]),
+])  # fmt: skip
+def test_filled_collator_leaves_bytes_to_the_trainer(rows, tmp_path):
+    filled = PGDCollator().resolved(BMTARDConfig(output_dir=str(tmp_path)))
+    pixels = PGDCollator()(rows)["pixel_values"]
+    assert filled(rows)["pixel_values"].dtype == torch.uint8
+    assert torch.equal(as_pixels(filled(rows)["pixel_values"]), pixels)
+    augmented = [
+        c.craft(tiny_net(0), c(rows), key=(1,), views={})["pixel_values"] for c in (filled, PGDCollator(seed=42))
+    ]
+    assert torch.equal(*augmented) and augmented[0].dtype == torch.float32
+    again = filled.bind(tiny_net(0))(rows)["pixel_values"]
+    assert again.dtype == torch.float32 and again.max() <= 1
+
+
+def test_filled_collator_gives_floats_where_bytes_would_surprise(tmp_path):
+    class Extended(PGDCollator):
+        def __call__(self, rows):
+            return {name: value * 1 for name, value in super().__call__(rows).items()}
+
+    asked = BMTARDConfig(output_dir=str(tmp_path), include_for_metrics=["inputs"])
+    mixed = [(torch.full((3, 8, 8), 255, dtype=torch.uint8), 0), (torch.ones(3, 8, 8), 1)]
+    for collate, rows in (
+        (Extended().resolved(BMTARDConfig(output_dir=str(tmp_path))), mixed[:1]),
+        (PGDCollator().resolved(asked), mixed[:1]),
+        (PGDCollator().resolved(BMTARDConfig(output_dir=str(tmp_path))), mixed),
+    ):
+        batch = collate(rows)["pixel_values"]
+        assert batch.dtype == torch.float32 and batch.max() <= 1
 
 
 def test_named_columns_are_used():

@@ -7,6 +7,7 @@ from PIL import Image
 from bmtard_hooks import PGDSettings
 from bmtard_hooks.attacks.pgd import draw_noise_by_image
 from bmtard_hooks.data import NumberedCollate, augment, class_count, is_map_style, numbered
+from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors, load_images
 
 
@@ -43,22 +44,45 @@ def test_class_count_comes_from_the_data_sets_features(folder):
 
 def per_image_crop_and_flip(image, top, left, flip, padding):
     channels, height, width = image.shape
-    padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding)
+    padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=image.dtype)
     padded[:, padding : padding + height, padding : padding + width] = image
     cropped = padded[:, top : top + height, left : left + width]
     return torch.stack([row[:, torch.arange(width - 1, -1, -1)] for row in cropped]) if flip else cropped
 
 
-def test_batched_augmentation_equals_the_per_image_definition():
-    images = torch.rand(32, 3, 7, 5)
-    found = augment(images, "crop_flip", 2, torch.Generator().manual_seed(3))
+def pictures_as(kind, *shape):
+    bytes_ = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = bytes_ if kind == "bytes" else as_pixels(bytes_)
+    return images.contiguous(memory_format=torch.channels_last) if kind == "channels last" else images
+
+
+@pytest.mark.parametrize("kind", ["bytes", "floats of bytes", "channels last"])
+@pytest.mark.parametrize("shape, padding", [((3, 7, 5), 2), ((1, 6, 6), 4), ((4, 3, 8), 1), ((3, 5, 5), 0)])
+def test_batched_augmentation_equals_the_per_image_definition(kind, shape, padding):
+    images = pictures_as(kind, 32, *shape)
+    found = augment(images, "crop_flip", padding, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
-    tops, lefts = (torch.randint(0, 5, (32,), generator=generator) for _ in range(2))
+    tops = lefts = torch.zeros(32, dtype=torch.long)
+    if padding:
+        tops, lefts = (torch.randint(0, 2 * padding + 1, (32,), generator=generator) for _ in range(2))
     flips = torch.rand(32, generator=generator) < 0.5
-    assert len(set(tops.tolist())) == 5 and 0 < flips.sum() < 32
+    assert len(set(tops.tolist())) == 2 * padding + 1 and 0 < flips.sum() < 32 and found.dtype == images.dtype
     for i in range(32):
-        expected = per_image_crop_and_flip(images[i], int(tops[i]), int(lefts[i]), bool(flips[i]), 2)
+        expected = per_image_crop_and_flip(images[i], int(tops[i]), int(lefts[i]), bool(flips[i]), padding)
         assert torch.equal(found[i], expected)
+
+
+def test_layout_that_augmentation_gives():
+    rows, pixels = pictures_as("floats of bytes", 4, 3, 8, 6), pictures_as("channels last", 4, 3, 8, 6)
+    for images in (rows, pixels):
+        assert augment(images, "crop_flip").is_contiguous(memory_format=torch.channels_last)
+        assert augment(images, "flip").stride() == images.stride()
+
+
+@pytest.mark.parametrize("kind", ["crop_flip", "crop", "flip"])
+def test_augmentation_never_waits_for_the_device(kind):
+    images = torch.empty(8, 3, 6, 6, dtype=torch.uint8, device="meta")  # has no values that could be looked at
+    assert augment(as_pixels(images), kind).shape == images.shape
 
 
 @pytest.mark.parametrize("kind", ["none", "crop", "flip", "crop_flip"])

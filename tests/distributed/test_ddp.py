@@ -69,9 +69,19 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(tmp_path, accumulation
         assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 
 
-def run_one_with_large_batch(output):
+def test_one_process_with_twice_the_batch_resumes_what_two_ranks_began(tmp_path):
+    pairs = run(tmp_path / "two", norm="plain")
+    shutil.rmtree(tmp_path / "two" / "checkpoint-8")
+    resumed = run_one_with_large_batch(tmp_path / "two", resume=tmp_path / "two" / "checkpoint-4")
+    assert len(resumed["noise"]) == 4  # the second half
+    assert resumed["state"] == {group: pytest.approx(values, rel=1e-4) for group, values in pairs[0]["state"].items()}
+    for left, right in zip(pairs[0]["values"], resumed["values"], strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+
+
+def run_one_with_large_batch(output, resume="-"):
     os.environ["BATCH"] = "8"
     try:
-        return run(output, processes=1, norm="plain")[0]
+        return run(output, processes=1, norm="plain", resume=resume)[0]
     finally:
         del os.environ["BATCH"]

@@ -153,5 +153,11 @@ def test_networks_named_in_the_files_exist(tmp_path):
 @pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_files_load(path):
     config = load_config_from_file(str(path))
-    kind = {"cpu": ("NO", 1, True), "single_gpu": ("NO", 1, False), "multi_gpu": ("MULTI_GPU", 4, False)}[path.stem]
+    kind = {
+        "cpu": ("NO", 1, True),
+        "single_gpu": ("NO", 1, False),
+        "multi_gpu": ("MULTI_GPU", 4, False),
+        "multi_node": ("MULTI_GPU", 64, False),
+        "fsdp2": ("FSDP", 8, False),
+    }[path.stem]
     assert (config.distributed_type.value, config.num_processes, config.use_cpu) == kind
