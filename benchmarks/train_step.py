@@ -115,7 +115,7 @@ def measure(scene: Scene, names: Sequence[str], rounds: int, steps: int, phase_r
         rates = [referee.ask("rates", dtypes)["rates"]]
         children: dict[str, Child] = {}
         for name in names:
-            children[name], reply = crew.start(work, (scene, name), name)
+            children[name], reply = crew.start(work, (scene, name), name, CONTENDERS[name].environment)
             print(f"{name}: warm-up {reply['seconds']:.4g} s a step", flush=True)
         for number in range(rounds):
             for name in rotated(names, number):

@@ -21,12 +21,14 @@ class Contender:
         name: its name on the command line and in the results.
         kind: ``plain``, ``torchattacks``, ``trainer`` or ``same_kernels``.
         options: changes to the default ``BMTARDConfig``.
+        environment: variables of its process.
         role: ``reference``, ``default``, ``fast`` (settings for speed), ``ablation`` (something switched off) or ``bare``.
     """
 
     name: str
     kind: str = "trainer"
     options: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     role: str = "fast"
 
     @property
@@ -41,6 +43,11 @@ class Contender:
 
 
 _COMPILED = {"torch_compile": True}
+_KEPT_PAGES = {
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks Linux for large pages
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),  # the C library gives pages of large tensors back at every free otherwise
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
 _MODES = {"reduce_overhead": "reduce-overhead", "max_autotune": "max-autotune-no-cudagraphs"}
 
 CONTENDERS: dict[str, Contender] = {
@@ -50,6 +57,8 @@ CONTENDERS: dict[str, Contender] = {
         Contender("torchattacks", "torchattacks", role="reference"),
         Contender("default", role="default"),
         Contender("compiled", options=_COMPILED),
+        Contender("kept_pages", environment=_KEPT_PAGES),
+        Contender("kept_pages_compiled", options=_COMPILED, environment=_KEPT_PAGES),
         Contender("bf16", options={"bf16": True}),
         Contender("bf16_compiled", options={"bf16": True, **_COMPILED}),
         *(Contender(name, options={**_COMPILED, "torch_compile_mode": mode}) for name, mode in _MODES.items()),
@@ -67,6 +76,8 @@ CONTENDERS: dict[str, Contender] = {
 def sensible_names(device: str) -> list[str]:
     """Choose the contenders that make sense on a device, in the order of the table."""
     left_out = {"reduce_overhead", "max_autotune"}  # with bf16 only, unless asked for
+    if device != "cpu":
+        left_out |= {name for name, contender in CONTENDERS.items() if contender.environment}
     if device == "cpu":
         left_out |= {name for name, contender in CONTENDERS.items() if "torch_compile_mode" in contender.options}
         if not _has_fast_bf16():

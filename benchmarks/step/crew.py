@@ -105,9 +105,13 @@ class Crew:
                 child.kill()
 
     def start(
-        self, target: Callable[..., None], arguments: tuple[Any, ...], name: str
+        self,
+        target: Callable[..., None],
+        arguments: tuple[Any, ...],
+        name: str,
+        environment: Mapping[str, str] | None = None,
     ) -> tuple[Child, dict[str, Any]]:
-        """Start a child and wait for its first reply.
+        """Start a child, with variables of its own if it has some, and wait for its first reply.
 
         Returns:
             The child and the reply.
@@ -115,7 +119,7 @@ class Crew:
         Raises:
             ChildDied: if it fails before.
         """
-        child = Child(target, arguments, name, self.environment)
+        child = Child(target, arguments, name, {**self.environment, **(environment or {})})
         self.children.append(child)
         return child, child.receive()
 
