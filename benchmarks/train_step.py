@@ -11,6 +11,7 @@ weights; teachers are random networks, because only time matters.
     torchattacks     the same with torchattacks.PGD
     default          BMTARDTrainer as it comes
     compiled, bf16…  BMTARDTrainer with settings for speed
+    kept_pages…      BMTARDTrainer with an allocator that keeps its pages (Linux, CPU)
     unfolded, nchw   BMTARDTrainer with one thing switched off
     same_kernels     a bare loop with the library's functions: what Trainer, callbacks and collator add to it
 

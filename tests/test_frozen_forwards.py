@@ -6,7 +6,8 @@ from conftest import sharp_net, tiny_data, tiny_net
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from bmtard_hooks import PGDCollator
+from bmtard_hooks import PGDCollator, PixelClassifier, attack_mode
+from bmtard_hooks.attacks import PGDSettings, cross_entropy, pgd
 from bmtard_hooks.models.folding import FoldedClassifier
 
 
@@ -148,3 +149,38 @@ def test_no_step_reads_anything_back_but_the_alarm_for_losses_that_are_not_finit
     make_trainer(tiny_net(0, batch_norm=True), tiny_data(32), callbacks=[watch], logging_steps=100, **options).train()
     assert len(watch.per_step) >= 3
     assert not any(watch.per_step), watch.per_step
+
+
+def learnt_scene():
+    """A student that has learnt to tell brightness apart, and images of which an attack breaks some."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(256) % 4
+    images = 0.2 + 0.2 * labels.view(-1, 1, 1, 1) + 0.15 * torch.randn(256, 3, 8, 8, generator=generator)
+    images, student = images.clamp(0, 1), PixelClassifier(tiny_net(0, batch_norm=True))
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(student(images), labels).backward()
+        optimizer.step()
+    return student.eval(), images, labels
+
+
+def test_attacks_in_half_precision_are_as_strong():
+    student, images, labels = learnt_scene()
+    exact, coarse = FoldedClassifier(student), FoldedClassifier(student).to_precision(torch.bfloat16)
+
+    def in_half_precision(pixels):
+        with torch.autocast("cpu", torch.bfloat16):
+            return coarse(pixels)
+
+    def robust_accuracy(forward):
+        settings = PGDSettings(eps=0.06, step_size=0.02, steps=10)
+        generator = torch.Generator().manual_seed(1)
+        with attack_mode(student):
+            found = pgd(forward, images, cross_entropy(labels), settings, generator=generator)
+        return (student(found).argmax(dim=1) == labels).float().mean().item()
+
+    plain, folded, half = robust_accuracy(student), robust_accuracy(exact), robust_accuracy(in_half_precision)
+    assert 0.2 < plain < 0.8
+    assert folded == pytest.approx(plain, abs=0.01)
+    assert half == pytest.approx(plain, abs=0.04)  # one standard error of 256 images is 0.03

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -130,3 +132,25 @@ def test_confident_images_are_attacked_in_half_precision(reduction, alive):
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PGDSettings(**options)
+
+
+def test_no_activation_outlives_its_step(attacked):
+    # the memory of an attack is that of one forward and backward, however many steps it has
+    forward, images, labels = attacked
+    alive, at_the_start = weakref.WeakSet(), []
+
+    class Held:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            alive.add(self)
+
+    def watched(pixels):
+        at_the_start.append(len(alive))
+        return forward(pixels)
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        pgd(watched, images, cross_entropy(labels), PGDSettings(steps=4))
+        kept = []
+        for _ in range(2):  # what would be seen if graphs lived on
+            kept.append(watched(images.clone().requires_grad_(True)))
+    assert at_the_start[:5] == [0] * 5 and at_the_start[5] > 0

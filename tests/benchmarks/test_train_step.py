@@ -215,6 +215,8 @@ def test_children_start_with_their_environment_and_leave_the_parents_alone(monke
         child, reply = crew.start(idle_children.answers, (), "idle")
         assert reply == {"threads": "3"} and os.environ["BENCHMARK_THREADS"] == "7"
         assert child.ask("time", 5) == {"time": 5}
+        _, reply = crew.start(idle_children.answers, (), "with its own", {"BENCHMARK_THREADS": "9"})
+        assert reply == {"threads": "9"} and os.environ["BENCHMARK_THREADS"] == "7"
     assert child.process.exitcode == 0
     assert environment_of(2)["OMP_WAIT_POLICY"] == "passive"
 
