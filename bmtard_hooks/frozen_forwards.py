@@ -60,7 +60,8 @@ class FrozenForwards(Trainer):
         if self._copied_at is None:
             self._copy = None if is_sharded(self.model) else self._folded(self.student, images)
             for name in self.teachers.keys() - set(self.method.trained_teachers):
-                self._asked[name] = self._folded(self.teachers[name], images) or self._asked[name]
+                folded = self._folded(self.teachers[name], images)
+                self._asked[name] = self._asked[name] if folded is None else folded.share()
         elif self._copy is not None:
             reason = disagreement(self.student, self._copy.in_float32(), images)
             if reason is not None:

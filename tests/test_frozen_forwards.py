@@ -174,7 +174,7 @@ def test_attacks_in_half_precision_are_as_strong():
             return coarse(pixels)
 
     def robust_accuracy(forward):
-        settings = PGDSettings(eps=0.06, step_size=0.02, steps=10)
+        settings = PGDSettings(eps=0.1, step_size=0.03, steps=10)
         generator = torch.Generator().manual_seed(1)
         with attack_mode(student):
             found = pgd(forward, images, cross_entropy(labels), settings, generator=generator)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +51,24 @@ def step_flops(
 
 
 def _count(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flops}
+    ) as counter:
         work()
     return counter.get_total_flops()
+
+
+def _backward_flops(
+    output_gradient: Sequence[int], pixels: Any, weight: Sequence[int], *rest: Any, **kwargs: Any
+) -> int:
+    """Count a convolution's backward: each gradient that is asked for costs as much as the forward.
+
+    torch's own count takes the weights of a grouped convolution for a dense one's.
+    """
+    transposed, wanted = rest[4], rest[7]
+    if transposed:
+        raise NotImplementedError("transposed convolutions are not counted: take another network")
+    return sum(wanted[:2]) * 2 * output_gradient[0] * math.prod(output_gradient[2:]) * math.prod(weight)
 
 
 def _input_gradient(student: nn.Module, pixels: Tensor) -> None:

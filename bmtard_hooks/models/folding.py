@@ -111,7 +111,7 @@ class FoldedClassifier(nn.Module):
         convs = [self.network.get_submodule(name) for name in self._folds]
         weights, biases = _folded_weights(convs, [self.network.get_submodule(name) for name in self._folds.values()])
         current = _floating_state(self.network)
-        folded = {f"{conv}.{name}" for conv in self._folds for name in ("weight", "bias")}
+        folded = self._folded_names()
         rest = {
             name: value
             for name, value in _floating_state(self.module).items()
@@ -121,6 +121,26 @@ class FoldedClassifier(nn.Module):
             [conv.weight for conv in own] + [conv.bias for conv in own] + list(rest.values()),
             weights + biases + [current[name] for name in rest],
         )
+
+    def share(self) -> FoldedClassifier:
+        """Use the classifier's own memory for every weight that is not folded; for classifiers that never change.
+
+        Returns:
+            The copy itself.
+        """
+        folded, sources = self._folded_names(), _floating_state(self.network)
+        for name, value in _floating_state(self.module).items():
+            source = sources.get(name)
+            if (
+                source is not None
+                and name not in folded
+                and (source.stride(), source.dtype) == (value.stride(), value.dtype)
+            ):
+                value.data = source.data
+        return self
+
+    def _folded_names(self) -> set[str]:
+        return {f"{conv}.{name}" for conv in self._folds for name in ("weight", "bias")}
 
     def to_precision(self, dtype: torch.dtype) -> FoldedClassifier:
         """Keep the weights of convolutions and linear layers in the type that autocast would cast them to in every pass.

@@ -82,6 +82,16 @@ def test_operations_of_a_step_are_those_counted_by_hand():
     assert flops["teachers"] == 6 * 2 * 192 * 10 * 2
 
 
+def test_operations_of_grouped_convolutions_are_counted_by_hand():
+    def student():
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+    first, second, last = 3 * 4 * 64 * 2, 8 * 9 * 36 * 2, 8 * 36 * 10 * 2
+    flops = limit.step_flops(student(), student(), student(), torch.rand(2, 3, 8, 8), batch_size=1)
+    assert flops["attack"] == 10 * 2 * (first + second + last)
+    assert flops["student"] == 2 * (2 * first + 3 * second + 3 * last)
+
+
 @pytest.mark.parametrize("batch_size", [2, 7, 128])
 def test_operations_grow_with_the_batch_alone(batch_size):
     teacher = two_convolutions()

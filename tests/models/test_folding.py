@@ -147,6 +147,27 @@ def test_shared_convolutions_are_left_alone():
     assert FoldedClassifier.checked(PixelClassifier(used(Shared())), IMAGES) is None
 
 
+def test_weights_that_are_not_folded_can_be_shared():
+    model = network("preactresnet18_tiny", image_size=32)
+    folded, own = FoldedClassifier(model), dict(model.backbone.timm_model.named_parameters())
+    before = folded(IMAGES)
+
+    def shares():
+        return [
+            name
+            for name, value in folded.module.named_parameters()
+            if name in own and value.data_ptr() == own[name].data_ptr()
+        ]
+
+    folded.module.to(memory_format=torch.contiguous_format)  # the layout of this model
+    assert not shares()
+    folded.share()
+    assert (
+        "layer1.0.conv2.weight" in shares() and "linear.weight" in shares() and "layer1.0.conv1.weight" not in shares()
+    )
+    torch.testing.assert_close(folded(IMAGES), before)
+
+
 def test_half_precision_weights_answer_like_autocast():
     model = network("resnet20_cifar")
     folded = FoldedClassifier.checked(model, IMAGES).to_precision(torch.bfloat16)
