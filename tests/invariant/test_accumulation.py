@@ -107,7 +107,7 @@ def test_teachers_answer_once_per_micro_batch(make_trainer):
             self.net = sharp_net(1)
 
         def forward(self, pixel_values):
-            Counting.calls += 1
+            Counting.calls += isinstance(pixel_values, torch.Tensor)  # which a trace is not
             return self.net(pixel_values)
 
     make_trainer(
