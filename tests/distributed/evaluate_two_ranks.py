@@ -52,3 +52,4 @@ def main(output, state):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2])
+    PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit

@@ -81,4 +81,7 @@ def main(output):
 
 
 if __name__ == "__main__":
+    from accelerate import PartialState
+
     main(Path(sys.argv[1]))
+    PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit

@@ -56,6 +56,9 @@ def main(output, batch_norm, stop, resume, accumulation):
 
 
 if __name__ == "__main__":
+    from accelerate import PartialState
+
     main(
         sys.argv[1], sys.argv[2] == "bn", int(sys.argv[3]), sys.argv[4] if sys.argv[4] != "-" else "", int(sys.argv[5])
     )
+    PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit
