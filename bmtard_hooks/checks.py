@@ -68,15 +68,6 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
         logger.warning("nn.DataParallel attacks on one GPU only: start with accelerate launch or torchrun instead")
 
 
-def refuse_sharding(trainer: BMTARDTrainer) -> None:
-    """Refuse ways to shard the student that do not fit, whether arguments or a launcher switched them on.
-
-    Raises:
-        ValueError: for DeepSpeed, FSDP1, and what FSDP2 cannot do; see ``check_sharding``.
-    """
-    check_sharding(trainer)
-
-
 def check_parts(
     student: PixelClassifier, teachers: Mapping[str, PixelClassifier], collator: Any, *datasets: Any
 ) -> None:
@@ -126,7 +117,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     """
     if not trainer._own_directory:
         check_output_dir(trainer.args, resume)
-    refuse_sharding(trainer)  # again, because callbacks may have come and weights may be sharded since
+    check_sharding(trainer)  # again, because callbacks may have come and weights may be sharded since
     _compare_radii(trainer)
     trainer.serialised_state()
     rows: Any = trainer.train_dataset

@@ -15,7 +15,7 @@ from bmtard_hooks.assembly import choose_student, choose_teachers, with_method_c
 from bmtard_hooks.callbacks.additions import added_callbacks
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
 from bmtard_hooks.callbacks.progress import show_balance_in_progress
-from bmtard_hooks.checks import check_before_training, check_parts, refuse_sharding, refuse_unsupported
+from bmtard_hooks.checks import check_before_training, check_parts, refuse_unsupported
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
@@ -28,7 +28,7 @@ from bmtard_hooks.observation import FiniteGuard, StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
 from bmtard_hooks.preparing import PreparesBatches
 from bmtard_hooks.resume import KeepsDistillationState
-from bmtard_hooks.sharding import gathers_once, prepare_sharding
+from bmtard_hooks.sharding import check_sharding, gathers_once, prepare_sharding
 from bmtard_hooks.state import DistillationState
 from bmtard_hooks.window import AccumulationWindow, Batch
 
@@ -99,7 +99,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             callbacks=with_method_callbacks(self.method.callbacks() + added_callbacks(self.method), callbacks),
             **kwargs,
         )
-        refuse_sharding(self)
+        check_sharding(self)
         self.model_accepts_loss_kwargs = False
         self.student = student.to(args.device)
         self.teachers = {name: teacher.to(args.device) for name, teacher in roles.items()}

@@ -8,7 +8,7 @@ import torch
 from conftest import sharp_net, tiny_data, tiny_net
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer, DistillationCallback, ImageTensors, create_model
-from bmtard_hooks.checks import refuse_sharding
+from bmtard_hooks.sharding import check_sharding
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_sharding_and_saving_in_the_middle_of_a_step_are_refused(make_trainer):
         make_trainer(enable_jit_checkpoint=True)
     launched = SimpleNamespace(is_deepspeed_enabled=True)  # as accelerate's own config does
     with pytest.raises(ValueError, match="DeepSpeed is not supported"):
-        refuse_sharding(launched)
+        check_sharding(launched)
 
 
 def test_student_without_teachers_is_tried_too(make_trainer):

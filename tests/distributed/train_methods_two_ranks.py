@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
@@ -81,7 +83,5 @@ def main(output):
 
 
 if __name__ == "__main__":
-    from accelerate import PartialState
-
     main(Path(sys.argv[1]))
     PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit

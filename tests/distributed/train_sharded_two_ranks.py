@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import shard_on_cpu
@@ -122,7 +124,5 @@ def main(output):
 
 
 if __name__ == "__main__":
-    from accelerate import PartialState
-
     main(Path(sys.argv[1]))
     PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit

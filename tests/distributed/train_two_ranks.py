@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import sharp_net, tiny_data, tiny_net
@@ -56,8 +58,6 @@ def main(output, batch_norm, stop, resume, accumulation):
 
 
 if __name__ == "__main__":
-    from accelerate import PartialState
-
     main(
         sys.argv[1], sys.argv[2] == "bn", int(sys.argv[3]), sys.argv[4] if sys.argv[4] != "-" else "", int(sys.argv[5])
     )
