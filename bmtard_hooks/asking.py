@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bmtard_hooks.finite_guard import FiniteGuard
 from bmtard_hooks.frozen_forwards import FrozenForwards
 from bmtard_hooks.methods import Classifier
 from bmtard_hooks.randomness import untouched_randomness
@@ -19,6 +20,7 @@ class AsksTeachers(FrozenForwards):
     """Asks each teacher about the same images only once, and lets an attack look through it if the images ask for that."""
 
     _window: AccumulationWindow
+    _finite: FiniteGuard
 
     def ask_teachers(self, remember: bool = False) -> dict[str, Classifier]:
         """Return a classifier for every teacher.
@@ -36,6 +38,8 @@ class AsksTeachers(FrozenForwards):
             follow = torch.is_grad_enabled() and (trained or pixels.requires_grad)
             with torch.set_grad_enabled(follow), self.accelerator.autocast():
                 logits = self._asked[name](pixels)
+            if not follow:
+                self._finite.note("teacher", f"the {name} teacher's logits", logits)
             return logits.clone() if self.args.torch_compile else logits  # CUDA graphs reuse their output buffers
 
         if trained or pixels.requires_grad:

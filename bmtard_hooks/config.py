@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +14,11 @@ from bmtard_hooks.attacks.pgd import PGDSettings
 from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
 from bmtard_hooks.callbacks.loss_balance import LossBalance
 from bmtard_hooks.data import AUGMENTATIONS
+from bmtard_hooks.environment_checks import require_environment
 from bmtard_hooks.methods import make_method, method_class
+from bmtard_hooks.option_checks import require_kinds, require_ranges
 from bmtard_hooks.options import MethodOptions, option, require, require_finite
+from bmtard_hooks.stopping import SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +92,15 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
     sync_batch_norm: bool = option(
         False, "Take the student's BatchNorm statistics over the images of all GPUs, not of each (DDP on GPUs)."
     )
+    max_skipped_steps: int = option(
+        0, "Leave out so many steps in a row whose numbers are not finite, and count them; 0 stops at the first."
+    )
+    stop_signals: list[str] = field(
+        default_factory=lambda: ["SIGTERM"],
+        metadata={
+            "help": "Signals on which the run saves a checkpoint and exits with code 0 (SIGUSR1 for Slurm's --signal)."
+        },
+    )
     overwrite_output_dir: bool = option(False, "Allow an output_dir that already holds another run.")
 
     optim: str = option("sgd", "Optimizer, see transformers.TrainingArguments.")
@@ -132,6 +145,9 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         return torch.device("cpu") if device.type == "cpu" else device
 
     def _check_ranges(self) -> None:
+        require_kinds(self)
+        require_ranges(self)
+        require_environment(self)
         method_class(self.method)
         self.check_method_options()
         for name in (
@@ -166,6 +182,18 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         require("lr_gamma", self.lr_gamma, 0 < self.lr_gamma <= 1, "a number in (0, 1]")
         require("crop_padding", self.crop_padding, self.crop_padding >= 0, "pixels, 0 or more")
         require("augment", self.augment, self.augment in (None, *AUGMENTATIONS), f"one of {', '.join(AUGMENTATIONS)}")
+        if self.max_skipped_steps and (method.trained_teachers or self.awp_gamma):
+            raise ValueError(
+                f"max_skipped_steps={self.max_skipped_steps} does not go with method {method.name!r} and awp_gamma={self.awp_gamma}: a "
+                "step that also trains a teacher or perturbs weights cannot be left out as a whole. Set it to 0"
+            )
+        require(
+            "max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "a number of steps, 0 or more"
+        )
+        known = [name for name in SIGNALS if hasattr(signal, name)]
+        require(
+            "stop_signals", self.stop_signals, set(self.stop_signals) <= set(known), f"names among {', '.join(known)}"
+        )
         weight = self.w_robust_clean_weight
         require("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
         milestones = self.lr_milestones or []

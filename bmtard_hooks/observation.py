@@ -1,8 +1,9 @@
-"""What a training step lets others see: numbers for the log, and an alarm when one of them is not a number."""
+"""What a training step lets others see: numbers for the log."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,60 +73,19 @@ class StepMetrics:
         self._sums, self._latest, self._count = {}, {}, 0
         return dict(zip(names, numbers, strict=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was collected since the last log, as plain numbers (waits for the device)."""
+        groups = {"sums": self._sums, "latest": self._latest}
+        return {
+            "count": self._count,
+            **{group: {name: value.item() for name, value in values.items()} for group, values in groups.items()},
+        }
 
-class FiniteGuard:
-    """Stops a run whose loss became NaN or infinite, before a checkpoint can be spoiled.
-
-    On a CPU the step itself is stopped. On a GPU a step's numbers travel to the host while it goes on; they are looked at
-    in the next step and before every checkpoint.
-    """
-
-    def __init__(self) -> None:
-        self._pending: tuple[int, list[str], Tensor] | None = None
-        self._copied: torch.cuda.Event | None = None
-
-    def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Take the numbers of a step.
-
-        Args:
-            step: optimizer steps done before this one.
-            values: names and 0-dim tensors.
-
-        Raises:
-            FloatingPointError: see ``check``.
-        """
-        self.check()
-        if values:
-            stacked = torch.stack(list(values.values()))
-            if stacked.is_cuda:
-                on_host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
-                on_host.copy_(stacked, non_blocking=True)
-                self._copied = torch.cuda.Event()
-                self._copied.record()
-                stacked = on_host
-            self._pending = (step, list(values), stacked)
-            if self._copied is None:
-                self.check()
-
-    def check(self) -> None:
-        """Look at the numbers taken last.
-
-        Raises:
-            FloatingPointError: naming the step, the parts and likely causes.
-        """
-        if self._pending is None:
-            return
-        if self._copied is not None:
-            self._copied.synchronize()  # waits for that copy alone, not for what was queued after it
-        (step, names, values), self._pending = self._pending, None
-        if torch.isfinite(values).all():
-            return
-        bad = ", ".join(
-            f"{name} = {value}"
-            for name, value in zip(names, values.tolist(), strict=True)
-            if not abs(value) < torch.inf
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on with what ``state_dict`` returned."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums, self._latest = (
+            {name: torch.tensor(value, dtype=dtype, device=device) for name, value in state[group].items()}
+            for group in ("sums", "latest")
         )
-        raise FloatingPointError(
-            f"step {step + 1}: {bad}. Training stopped and no checkpoint was written since. Likely causes: a learning "
-            "rate too high for this student, fp16 (use bf16), or weights that were not finite to begin with"
-        )
+        self._count = int(state["count"])

@@ -12,15 +12,16 @@ import torch
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.continuity import GoesOn
 from bmtard_hooks.distributed import broadcast_buffers
-from bmtard_hooks.events import FiresEvents
-from bmtard_hooks.observation import FiniteGuard
+from bmtard_hooks.finite_guard import FiniteGuard
+from bmtard_hooks.origin import compare_origin
 from bmtard_hooks.state import DistillationState, load_state, load_tensors, save_state, save_tensors
 
 VERSION = 1
 
 
-class KeepsDistillationState(FiresEvents):
+class KeepsDistillationState(GoesOn):
     """Writes ``distillation_state.json`` into every checkpoint and reads it back.
 
     Transformers' own way of saving callbacks is off by default and builds new objects on resume, so the handles that a
@@ -31,16 +32,18 @@ class KeepsDistillationState(FiresEvents):
     model: Any
     distillation: DistillationState
     _finite: FiniteGuard
+    _begun_with: dict[str, Any] | None = None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         broadcast_buffers(self.model)
         self._finite.check()  # a run that went wrong must not replace a good checkpoint
-        content = self.serialised_state()
-        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
-            raise FloatingPointError(
-                f"step {self.state.global_step}: a weight of the student is not finite although every loss was. No checkpoint "
-                "was written; the last one is good"
-            )
+        content = self.serialised_state(self.run_record())
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"step {self.state.global_step}: {name} of the student is not finite although every loss was. No "
+                    "checkpoint was written; the last one is good. A lower learning rate or max_grad_norm may help"
+                )
         tensors = self._tensors()  # on every rank, because callbacks may have to agree
         if self.args.should_save:
             directory = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
@@ -54,8 +57,11 @@ class KeepsDistillationState(FiresEvents):
         if checkpoint is not None:
             self._restore(load_state(checkpoint), checkpoint)
 
-    def serialised_state(self) -> str:
+    def serialised_state(self, run: dict[str, Any] | None = None) -> str:
         """Write the balance and the callbacks as JSON.
+
+        Args:
+            run: the run's record, see ``run_record``; left out before there is a run.
 
         Raises:
             TypeError: naming the callback whose state is not made of plain values.
@@ -67,7 +73,10 @@ class KeepsDistillationState(FiresEvents):
                 raise TypeError(
                     f"{type(callback).__name__}.state_dict() must hold plain numbers, strings and lists: {error}"
                 ) from error
-        return json.dumps(self._distillation_content(), indent=2, allow_nan=False)
+        content = self._distillation_content()
+        if run is not None:
+            content |= {"run": run, "finite": self._finite.state_dict(), "begun_with": self._begun_with}
+        return json.dumps(content, indent=2, allow_nan=False)
 
     def _distillation_content(self) -> dict[str, Any]:
         callbacks = [{"class": type(c).__name__, "state": c.state_dict()} for c in self.distillation_callbacks()]
@@ -92,8 +101,12 @@ class KeepsDistillationState(FiresEvents):
         saved, now = [c["class"] for c in content["callbacks"]], [type(c).__name__ for c in callbacks]
         if saved != now:
             raise ValueError(f"{checkpoint} has callbacks {saved}, this run has {now}: make them the same to resume")
+        if content.get("begun_with") and self._begun_with:  # not in checkpoints of older releases
+            compare_origin(content["begun_with"], self._begun_with, checkpoint)
         self.distillation.load_state_dict(content)
         self._restore_callbacks(content, checkpoint, callbacks)
+        self._resumed = content.get("run")
+        self._finite.load_state_dict(content.get("finite", self._finite.state_dict()))
 
     def _restore_callbacks(
         self, content: dict[str, Any], checkpoint: str, wanted: Sequence[DistillationCallback]

@@ -8,32 +8,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import TrainOutput
 
 from bmtard_hooks.asking import AsksTeachers
 from bmtard_hooks.assembly import choose_student, choose_teachers, with_method_callbacks
 from bmtard_hooks.callbacks.additions import added_callbacks
+from bmtard_hooks.callbacks.balance_watch import BalanceWatch
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
 from bmtard_hooks.callbacks.progress import show_balance_in_progress
-from bmtard_hooks.checks import check_before_training, check_parts, refuse_unsupported
+from bmtard_hooks.checks import check_parts, refuse_unsupported
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.continuity import GoesOnCallback
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.distributed import average_over_ranks, broadcast_buffers, world_size
 from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
 from bmtard_hooks.evaluation.metrics import with_robust_metrics
+from bmtard_hooks.finite_guard import FiniteGuard
 from bmtard_hooks.methods import Classifier, LossOutput, Method, make_method
 from bmtard_hooks.models.sync_batch_norm import synchronise_batch_norm
-from bmtard_hooks.observation import FiniteGuard, StepMetrics
+from bmtard_hooks.observation import StepMetrics
 from bmtard_hooks.optimization import PaperOptimization
 from bmtard_hooks.preparing import PreparesBatches
-from bmtard_hooks.resume import KeepsDistillationState
+from bmtard_hooks.running import RunsSafely
 from bmtard_hooks.sharding import check_sharding, gathers_once, prepare_sharding
 from bmtard_hooks.state import DistillationState
+from bmtard_hooks.stopping import StopRequest
 from bmtard_hooks.window import AccumulationWindow, Batch
 
 
-class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimization, PreparesBatches, AsksTeachers):
+class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, PreparesBatches, AsksTeachers):
     """A ``transformers.Trainer`` that distils robustness from one or more frozen teachers.
 
     Args:
@@ -61,7 +64,6 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
 
     _tag_names = ["bmtard", "adversarial-robustness", "knowledge-distillation"]
     model: Any
-    _own_directory = False  # becomes true with the first training, which may then be repeated
     loss_is_scaled_for_ga = False  # losses are means over the micro-batch, whatever the student's forward accepts
 
     def __init__(
@@ -110,14 +112,20 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             for module in (self.model, *self.teachers.values()):
                 module.to(memory_format=torch.channels_last)
         prepare_sharding(self)
+        self._stop = StopRequest()
         self._start_anew()
         show_balance_in_progress(self.callback_handler)
+        self.add_callback(BalanceWatch(self))
+        self.add_callback(GoesOnCallback(self))
         self.add_callback(ModelCardCallback(self.model_card_facts))  # attaches the others too
 
     # The step of the paper.
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Craft the step's micro-batches on the current weights, then compare, balance, add up and differentiate."""
+        return self.unless_left_out(self._step, model, inputs, num_items_in_batch)
+
+    def _step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any) -> Tensor:
         window = self._window
         model.train()  # before the attack, which may be asked to run in training mode
         if window.position == 0:
@@ -155,6 +163,7 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         self.copy_networks(batches[0]["pixel_values"], self.distillation.epoch)
         crafted = [self._craft(model, batch, position) for position, batch in enumerate(batches)]
         window.batches = [dict(b) for b in self.method.prepare(self.ask_teachers(True), crafted, self.distillation)]
+        self.note_images(window.batches)
         self.fire("on_crafted", batches=window.batches)
         if len(window) > 1 and self.listeners("on_losses"):
             self._preview()
@@ -164,7 +173,11 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         shown = {("loss", part): [output.parts[part].detach() for output in outputs] for part in outputs[0].parts}
         shown |= {("entropy", name): [output.entropies[name] for output in outputs] for name in outputs[0].entropies}
         shown |= {("class", name): [output.class_sums[name] for output in outputs] for name in outputs[0].class_sums}
-        means = average_over_ranks({f"{kind}_{name}": torch.stack(v).mean(0) for (kind, name), v in shown.items()})
+        means = average_over_ranks(
+            {f"{kind}_{name}": torch.stack(v).mean(0) for (kind, name), v in shown.items()}
+            | self._stop.share(self.args.device)
+        )
+        self._stop.heard(means.pop("stop", None))
         self._finite.watch(self.state.global_step, {name: mean for name, mean in means.items() if mean.ndim == 0})
         losses, entropies, classes = (
             {name: means[f"{kind}_{name}"] for found, name in shown if found == kind}
@@ -241,7 +254,8 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
         for name in self.method.trained_teachers:
             self.teachers[name].train()
         self.forget_copies()
-        self._metrics, self._finite, self._window = StepMetrics(), FiniteGuard(), AccumulationWindow()
+        self._metrics, self._window = StepMetrics(), AccumulationWindow()
+        self._finite = FiniteGuard(self.args.max_skipped_steps)
 
     def _classes(self) -> int:
         if self.student.num_classes is None:
@@ -251,34 +265,10 @@ class BMTARDTrainer(EvaluatesRobustness, KeepsDistillationState, PaperOptimizati
             )
         return self.student.num_classes
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
-        return super()._inner_training_loop(*args, **kwargs)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, after every check that does not need a step. See ``Trainer.train``.
-
-        Raises:
-            FileExistsError: if ``output_dir`` holds another run.
-            ValueError: for data, labels or teachers that do not fit.
-            FloatingPointError: if a loss stops being finite; checkpoints written before stay as they are.
-        """
-        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() in ("true", "false"):
-            resume_from_checkpoint = resume_from_checkpoint.lower() == "true"  # as a command line gives it
-        check_before_training(self, resume_from_checkpoint)
-        self._own_directory = True
-        try:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
-        except BaseException:
-            self.fire("on_interrupted")
-            raise
-        self._finite.check()
-        return output
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the balance's numbers to a training log. See ``Trainer.log``."""
         if "loss" in logs:
-            logs |= self._metrics.collect()
+            logs |= self._metrics.collect() | ({"skipped_steps": self._finite.skipped} if self._finite.skipped else {})
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -20,6 +20,7 @@ class AccumulationWindow:
         self.batches = list(batches)
         self.position = 0
         self.observed = False
+        self.left_out = False
         self._answers: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
 
     def __len__(self) -> int:

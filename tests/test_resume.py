@@ -7,6 +7,7 @@ from conftest import tiny_data, tiny_net
 from transformers import TrainerCallback
 
 from bmtard_hooks import DistillationCallback, DistillationState
+from bmtard_hooks.checkpoint_folders import MANIFEST_NAME
 from bmtard_hooks.state import STATE_NAME, load_state, save_state
 
 OPTIONS = [
@@ -78,11 +79,12 @@ def test_checkpoint_of_another_method_is_refused(make_trainer, tmp_path):
 
 def test_checkpoint_without_or_with_half_a_state_is_refused(make_trainer, tmp_path):
     directory = checkpoint(make_trainer, tmp_path)
+    (directory / MANIFEST_NAME).unlink()  # as a release before 0.7 wrote it
     (directory / STATE_NAME).write_text('{"version": 1, "meth')
     with pytest.raises(ValueError, match="is not whole"):
         make_trainer().train(resume_from_checkpoint=str(directory))
     (directory / STATE_NAME).unlink()
-    with pytest.raises(FileNotFoundError, match="was not written by BMTARDTrainer"):
+    with pytest.raises(ValueError, match="missing: it is half-written, or not of BMTARDTrainer"):
         make_trainer().train(resume_from_checkpoint=str(directory))
 
 

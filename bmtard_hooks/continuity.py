@@ -1,0 +1,196 @@
+"""What transformers forgets between the killed and the resumed run: half-filled logs, evaluations that were due, a stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import nested_gather
+
+from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.events import FiresEvents
+from bmtard_hooks.observation import StepMetrics
+from bmtard_hooks.stopping import DeafWorker, EvaluationAbandoned, StoppedBySignal, StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+class GoesOn(FiresEvents):
+    """Lets a resumed run log, evaluate and stop where the run that was never interrupted does, and stops it politely."""
+
+    args: BMTARDConfig
+    _metrics: StepMetrics
+    _stop: StopRequest
+    _resumed: dict[str, Any] | None = None
+    _due: dict[str, bool] | None = None
+    _epoch_ended_at = -1
+    _grad_norm: Any = None
+    _learning_rate: float | None = None
+
+    def request_stop(self, reason: str = "request_stop()") -> None:
+        """Let training end after the step that runs now, as SIGTERM does: with a checkpoint, and ``SystemExit(0)``.
+
+        Args:
+            reason: for the log.
+        """
+        self._stop.request(reason)
+
+    # What a checkpoint holds.
+
+    def run_record(self) -> dict[str, Any]:
+        """Collect what the next log, the end of this epoch and the summary of the run will need; on every rank.
+
+        Returns:
+            Plain JSON values. The loss sums are those of every rank, because each adds up its own.
+        """
+        return {
+            "loss_sums": nested_gather(self._tr_loss, self.args.parallel_mode).reshape(-1).tolist(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged_step": self._globalstep_last_logged,
+            "grad_norm": None if self._grad_norm is None else float(self._grad_norm),
+            "learning_rate": self._learning_rate,
+            "metrics": self._metrics.state_dict(),
+            "due": self._due or {"evaluate": False, "save": False},
+            "epoch_end_due": self._epoch_is_over() and self._epoch_ended_at != self.state.global_step,
+            "stopping": self.control.should_training_stop and self.state.global_step < self.state.max_steps,
+        }
+
+    def _epoch_is_over(self) -> bool:
+        epoch = self.state.epoch or 0.0
+        ends = self.control.should_epoch_stop or self.control.should_training_stop
+        return ends or abs(epoch - round(epoch)) < 1e-6 or self.state.global_step >= self.state.max_steps
+
+    def _go_on(self) -> None:
+        """Take over the record of the checkpoint, and make up for what the killed run did not come to."""
+        record, self._resumed = self._resumed, None
+        self._epoch_ended_at = -1
+        if record is None:
+            return
+        sums = record["loss_sums"]
+        own = sums[self.args.process_index] if len(sums) == self.args.world_size else sum(sums) / len(sums)
+        self._tr_loss.fill_(own)
+        self._total_loss_scalar = record["total_loss"]
+        self._globalstep_last_logged = record["last_logged_step"]
+        self._metrics.load_state_dict(record["metrics"], self.args.device)
+        self._restore_foreign_callbacks()
+        self.control.should_training_stop = record["stopping"]
+        if any(record["due"].values()):
+            logger.info(
+                "step %d: evaluating and saving, which the stopped run did not come to", self.state.global_step
+            )
+            self.control.should_log = False
+            self.control.should_evaluate, self.control.should_save = record["due"]["evaluate"], record["due"]["save"]
+            self._catch_up(record)
+        if record["epoch_end_due"] and self.state.global_step <= self.state.max_steps:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._catch_up(record)
+
+    def _catch_up(self, record: dict[str, Any]) -> None:
+        self._maybe_log_save_evaluate(
+            *(self._tr_loss, record["grad_norm"], self.model_wrapped, None, self.state.epoch, None, time.time()),
+            learning_rate=record["learning_rate"],
+        )
+
+    def _restore_foreign_callbacks(self) -> None:
+        """Give transformers' own stateful callbacks (early stopping) their numbers back, in the objects that users hold."""
+        if self.args.restore_callback_states_from_checkpoint:
+            return  # done by transformers, with new objects
+        stored: Any = self.state.stateful_callbacks or {}
+        for name, saved in stored.items():
+            entries = saved if isinstance(saved, list) else [saved]
+            callbacks = [c for c in self.callback_handler.callbacks if type(c).__name__ == name]
+            for callback, entry in zip(callbacks, entries, strict=False):
+                if isinstance(callback, ExportableState):
+                    vars(callback).update(entry.get("attributes", {}))
+
+    # The loop.
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # a run that is resumed at its end would take one step more
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self._grad_norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        return self._grad_norm
+
+    def _get_learning_rate(self) -> float:
+        self._learning_rate = super()._get_learning_rate()  # type: ignore[misc]
+        return self._learning_rate
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._due = None
+        control = self.control
+        evaluates, saves = control.should_evaluate, control.should_save
+        if self._stop.agreed():
+            control.should_evaluate = control.should_save = False
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+            self._stop_now(evaluates, saves)
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        except EvaluationAbandoned:
+            self._stop_now(True, saves)
+
+    def _stop_now(self, evaluate: bool, save: bool) -> None:
+        self._due = {"evaluate": evaluate, "save": save}
+        self._save_checkpoint(self.model_wrapped, None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        logger.warning(
+            "stopped by %s after step %d of %d; %s/checkpoint-%d is written, pass resume_from_checkpoint=True to go on",
+            *(self._stop.reason, self.state.global_step, self.state.max_steps),
+            *(self.args.output_dir, self.state.global_step),
+        )
+        raise StoppedBySignal(0)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a batch, unless the run in which the evaluation takes place is asked to stop. See ``Trainer``."""
+        if self.is_in_train:
+            mean = self.accelerator.reduce(torch.tensor(float(self._stop.requested)).to(self.args.device), "mean")
+            if mean > 0:
+                self._stop.request(self._stop.reason or "another process")
+                raise EvaluationAbandoned
+        return super().prediction_step(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the loader of the training; its workers are left alone by signals that stop the run. See ``Trainer``."""
+        return self._with_deaf_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Make the loader of an evaluation, likewise. See ``Trainer``."""
+        return self._with_deaf_workers(super().get_eval_dataloader(eval_dataset))
+
+    def _with_deaf_workers(self, loader: DataLoader) -> DataLoader:
+        if getattr(loader, "num_workers", 0) and not isinstance(loader.worker_init_fn, DeafWorker):
+            loader.worker_init_fn = DeafWorker(loader.worker_init_fn, self.args.stop_signals)
+        return loader
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; a resumed run's mean loss is that of all its steps, not of those since it was resumed. See ``Trainer``."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
+        super().log(logs, *args, **kwargs)
+
+
+class GoesOnCallback(TrainerCallback):
+    """Tells a Trainer when training begins, after everybody else knows, and when an epoch is over.
+
+    Args:
+        trainer: whose run is kept exact.
+    """
+
+    def __init__(self, trainer: GoesOn) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Take over what the checkpoint holds."""
+        self.trainer._go_on()
+        return self.trainer.control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember that the end of this epoch was told to all."""
+        self.trainer._epoch_ended_at = state.global_step

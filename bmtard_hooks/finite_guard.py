@@ -1,0 +1,160 @@
+"""An alarm for numbers that are not numbers: it names the first one of a step, in the order in which they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CAUSES = {
+    "image": "the data set or the collator gave pixels that are not numbers",
+    "crafted": "the attack's gradient was not finite: fp16 (use bf16), an objective of your own, or weights of the student that "
+    "have grown too large (lower the learning rate)",
+    "teacher": "the teacher's weights are damaged, or its activations overflow in fp16 (use bf16)",
+    "loss": "the student's logits overflow: a learning rate too high, fp16 (use bf16), or weights that were not finite to begin "
+    "with",
+    "gradient": "a learning rate too high (lower it, warm it up with warmup_steps, or set max_grad_norm), or fp16 (use bf16)",
+}
+
+
+class Watched(NamedTuple):
+    """A number of a step.
+
+    Args:
+        kind: a key of ``CAUSES``.
+        name: for the message.
+        value: 0-dim; finite if everything that it sums up is.
+    """
+
+    kind: str
+    name: str
+    value: Tensor
+
+
+class StepSkipped(Exception):
+    """Leaves a step that is not to be taken, because a number in it was not finite."""
+
+
+class FiniteGuard:
+    """Stops a run in which a number became NaN or infinite, before a checkpoint can be spoiled, or leaves the step out.
+
+    On a CPU the step itself is stopped. On a GPU a step's numbers travel to the host while it goes on; they are looked at
+    in the next step and before every checkpoint. Leaving steps out needs an answer within the step, so each waits for the
+    device then.
+
+    Args:
+        max_skipped_steps: how many steps in a row may be left out; 0 stops at the first.
+    """
+
+    def __init__(self, max_skipped_steps: int = 0) -> None:
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped = 0
+        """Steps of the run that were left out."""
+        self._in_a_row = 0
+        self._noted: list[Watched] = []
+        self._pending: tuple[int, list[Watched], Tensor] | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether steps are left out instead of ending the run."""
+        return self.max_skipped_steps > 0
+
+    def note(self, kind: str, name: str, values: Tensor) -> None:
+        """Remember a tensor of the step for the next ``watch``, by its sum.
+
+        Args:
+            kind: a key of ``CAUSES``.
+            name: for the message.
+            values: of any shape.
+        """
+        self._noted.append(Watched(kind, name, values.detach().sum(dtype=torch.float32)))
+
+    def watch(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """Take the numbers of a step: those noted, and its losses.
+
+        Args:
+            step: optimizer steps done before this one.
+            losses: names and 0-dim tensors.
+
+        Raises:
+            FloatingPointError: see ``check``.
+            StepSkipped: if the step is to be left out.
+        """
+        watched = [*self._noted, *(Watched("loss", name, value) for name, value in losses.items())]
+        self._noted = []
+        self._take(step, watched)
+
+    def watch_gradient(self, step: int, norm: Tensor | float) -> None:
+        """Take the norm of a step's gradient; see ``watch``. On a GPU it is looked at with the next step's numbers."""
+        value = torch.as_tensor(norm)
+        if value.is_cuda and not self.skips:
+            self._noted.append(Watched("gradient", f"the norm of step {step + 1}'s gradient", value))
+        else:
+            self._take(step, [Watched("gradient", "the norm of the gradient", value)])
+
+    def succeed(self) -> None:
+        """Learn that a step was taken."""
+        self._in_a_row = 0
+
+    def _take(self, step: int, watched: list[Watched]) -> None:
+        self.check()
+        if not watched:
+            return
+        device = watched[-1].value.device
+        stacked = torch.stack([entry.value.to(device, torch.float32) for entry in watched])
+        if stacked.is_cuda and not self.skips:
+            on_host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            on_host.copy_(stacked, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+            self._pending = (step, watched, on_host)
+            return
+        self._pending = (step, watched, stacked)
+        self.check()
+
+    def check(self) -> None:
+        """Look at the numbers taken last.
+
+        Raises:
+            FloatingPointError: naming the step, the first number that is not finite, what followed, and the likely cause.
+            StepSkipped: if the step is to be left out.
+        """
+        if self._pending is None:
+            return
+        if self._copied is not None:
+            self._copied.synchronize()  # waits for that copy alone, not for what was queued after it
+            self._copied = None
+        (step, watched, values), self._pending = self._pending, None
+        bad = [
+            (entry, value) for entry, value in zip(watched, values.tolist(), strict=True) if not abs(value) < torch.inf
+        ]
+        if not bad:
+            return
+        if self._in_a_row < self.max_skipped_steps:
+            self._in_a_row += 1
+            self.skipped += 1
+            raise StepSkipped(_describe(step, bad))
+        allowed = f" {self.skipped} steps were left out before, {self._in_a_row} in a row." if self.skips else ""
+        raise FloatingPointError(
+            f"{_describe(step, bad)} Training stopped and no checkpoint was written since; the last one is good.{allowed} To "
+            "leave such steps out instead, set max_skipped_steps"
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many steps were left out."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.skipped, self._in_a_row = int(state["skipped"]), int(state["in_a_row"])
+
+
+def _describe(step: int, bad: list[tuple[Watched, float]]) -> str:
+    (first, value), *rest = bad
+    names = dict.fromkeys(entry.name for entry, _ in rest if entry.name != first.name)
+    after = f" ({', '.join(names)} with it)" if names else ""
+    shown = f" = {value}" if first.kind in ("loss", "gradient") else " are not finite"
+    return f"step {step + 1}: {first.name}{shown}{after}. Likely cause: {CAUSES[first.kind]}."

@@ -1,0 +1,199 @@
+"""A training that begins only when everything fits, can be killed at any moment, and leaves out steps that went wrong."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from transformers.trainer_utils import TrainOutput
+
+from bmtard_hooks.checkpoint_folders import UNFINISHED, newest_whole, recover, why_unusable
+from bmtard_hooks.checks import check_before_training, check_output_dir
+from bmtard_hooks.finite_guard import StepSkipped
+from bmtard_hooks.methods import Method
+from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.origin import describe_origin
+from bmtard_hooks.resume import KeepsDistillationState
+from bmtard_hooks.saving import SavesWhole
+from bmtard_hooks.window import AccumulationWindow, Batch
+
+if TYPE_CHECKING:
+    from bmtard_hooks.trainer import BMTARDTrainer
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[nn.Module, Batch, Any], Tensor]
+
+
+class RunsSafely(SavesWhole, KeepsDistillationState):
+    """Starts and resumes trainings, and decides about steps with numbers that are not finite."""
+
+    method: Method
+    teachers: dict[str, PixelClassifier]
+    _window: AccumulationWindow
+    _own_directory = False  # becomes true with the first training, which may then be repeated
+    _kept_buffers: list[tuple[Tensor, Tensor]]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, after every check that does not need a step. See ``Trainer.train``.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; True for the newest whole one of ``output_dir``; ``"auto"`` for that one
+                if there is one, and the start if not, as a job needs that is started again and again.
+            *args: as in ``Trainer``.
+            **kwargs: as in ``Trainer``.
+
+        Raises:
+            FileExistsError: if ``output_dir`` holds another run.
+            FileNotFoundError: if there is no checkpoint to resume from.
+            ValueError: for data, labels, teachers or a checkpoint that do not fit.
+            FloatingPointError: if a number of a step stops being finite; checkpoints written before stay as they are.
+            StoppedBySignal: a ``SystemExit`` with code 0, after a signal, when the checkpoint is written.
+        """
+        resume = {"true": True, "false": None, "none": None}.get(
+            str(resume_from_checkpoint).lower(), resume_from_checkpoint
+        )
+        check_before_training(cast("BMTARDTrainer", self), resume)
+        checkpoint = self._checkpoint_to_resume(resume)
+        self._own_directory = True
+        self._begun_with = describe_origin(self.args, self.teachers, self.method.trained_teachers, self.train_dataset)
+        try:
+            with self._stop.listening(self.args.stop_signals):
+                output = super().train(checkpoint, *args, **kwargs)
+        except BaseException:
+            self.fire("on_interrupted")
+            raise
+        self._finite.check()
+        return output
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        cast("BMTARDTrainer", self)._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
+        """Let the main process choose a checkpoint that is whole, for all."""
+        answer: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            try:
+                answer[0] = choose_checkpoint(Path(str(self.args.output_dir)), resume)
+                if resume == "auto" and answer[0] is None and not self._own_directory:
+                    check_output_dir(self.args, None)
+            except (OSError, ValueError) as error:
+                answer[1] = error
+        broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    # Steps that are left out.
+
+    def note_images(self, batches: Sequence[Batch]) -> None:
+        """Let the alarm look at the images of a step, the clean ones and the crafted ones."""
+        for batch in batches:
+            self._finite.note("image", "the clean images", batch["pixel_values"])
+            for view in self.method.adversarial_views:
+                self._finite.note("crafted", f"the crafted images ({view})", batch[view])
+
+    def unless_left_out(self, step: Step, model: nn.Module, inputs: Batch, num_items_in_batch: Any) -> Tensor:
+        """Take a micro-batch's part of a step, or leave the whole step out if a number in it is not finite.
+
+        Args:
+            step: the step.
+            model: the student as Trainer wrapped it.
+            inputs: the micro-batch.
+            num_items_in_batch: as in ``Trainer``.
+
+        Returns:
+            The loss, 0-dim; that of an average step since the last log if the step is left out.
+        """
+        window = self._window
+        if self._finite.skips and window.position == 0:
+            self._kept_buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        if not window.left_out:
+            try:
+                return step(model, inputs, num_items_in_batch)
+            except StepSkipped as reason:
+                self._leave_out(str(reason))
+        parts = len(window) * (1 + self.state.global_step - self._globalstep_last_logged)
+        window.position += 1
+        if window.is_over:
+            self.model.zero_grad(set_to_none=True)  # what earlier micro-batches added; the optimizer has nothing to do
+            window.clear()
+        return self._tr_loss / parts
+
+    def _leave_out(self, reason: str) -> None:
+        self._window.left_out = True
+        for buffer, value in self._kept_buffers:
+            buffer.data.copy_(value)
+        logger.warning("%s This step is left out, the %d. of the run", reason, self._finite.skipped)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self._window.left_out or self.accelerator.mixed_precision == "fp16":
+            return norm  # fp16's gradient scaler leaves such steps out itself, and lowers its scale
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        try:
+            self._finite.watch_gradient(self.state.global_step, whole)
+        except StepSkipped as reason:
+            self._leave_out(str(reason))
+            self.model.zero_grad(set_to_none=True)
+            return torch.zeros_like(torch.as_tensor(whole))
+        self._finite.succeed()
+        return norm
+
+
+def choose_checkpoint(output_dir: Path, resume: str | bool | None) -> str | None:
+    """Find the checkpoint to go on from, and say in the log which it is and why.
+
+    Args:
+        output_dir: of the run.
+        resume: see ``RunsSafely.train``.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the one that was named is not whole, with the newest that is.
+    """
+    if not resume:
+        shutil.rmtree(
+            output_dir / UNFINISHED, ignore_errors=True
+        )  # of a run that was killed before its first checkpoint
+        return None
+    recover(output_dir if resume in (True, "auto") else Path(str(resume)).parent)
+    if resume not in (True, "auto"):
+        return _named(Path(str(resume)))
+    whole, passed_over = newest_whole(output_dir)
+    for name, reason in passed_over.items():
+        logger.warning("%s is not used: %s", output_dir / name, reason)
+    if whole is not None:
+        newest = "the newest that is whole" if passed_over else "the newest"
+        logger.info("going on from %s, %s", whole, newest)
+        return str(whole)
+    if resume == "auto" and not passed_over:
+        logger.info("%s holds no checkpoint, so training begins at step 0", output_dir)
+        return None
+    damaged = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+    raise FileNotFoundError(
+        f"resume_from_checkpoint={resume!r}, but {output_dir} holds no whole checkpoint"
+        + (f" ({damaged})" if damaged else "")
+        + ": pass the output_dir of the run to go on with, or leave resume_from_checkpoint out to start anew"
+    )
+
+
+def _named(directory: Path) -> str:
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={str(directory)!r} does not exist: pass a checkpoint-N folder, or True for the newest of "
+            "output_dir"
+        )
+    reason = why_unusable(directory)
+    if reason is None:
+        return str(directory)
+    whole, _ = newest_whole(directory.parent)
+    instead = f"resume from {whole}" if whole is not None else "there is no whole one beside it, start anew"
+    raise ValueError(f"{directory} cannot be resumed: {reason}. Instead, {instead}")
