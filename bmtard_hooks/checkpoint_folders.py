@@ -87,6 +87,24 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
+def set_aside(output_dir: Path) -> None:
+    """Move the checkpoints of another run out of the way, so that nobody goes on with them by mistake; nothing is deleted.
+
+    Args:
+        output_dir: of a run that begins at step 0.
+    """
+    shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed before its first checkpoint
+    others = checkpoints(output_dir)
+    if not others:
+        return
+    number = 1 + sum(1 for path in output_dir.glob("previous-*"))
+    place = output_dir / f"previous-{number}"
+    place.mkdir()
+    for path in others:
+        path.rename(place / path.name)
+    logger.warning("%d checkpoints of the run that was in %s are now in %s", len(others), output_dir, place)
+
+
 def newest_whole(output_dir: Path) -> tuple[Path | None, dict[str, str]]:
     """Find the newest checkpoint that a run can go on from.
 

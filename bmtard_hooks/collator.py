@@ -80,6 +80,8 @@ class PGDCollator:
             raise ValueError(f"loss={loss!r} is unknown: choose one of {', '.join(LOSSES)} or pass a callable")
         if augment is not None and augment not in AUGMENTATIONS:
             raise ValueError(f"augment={augment!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
+        if crop_padding is not None and crop_padding < 0:
+            raise ValueError(f"crop_padding={crop_padding} is negative: pass pixels per side, 0 or more")
         self._explicit = dict(
             eps=eps, step_size=step_size, steps=steps, norm=norm, start=start, clip_start=clip_start, train_mode=train_mode
         )  # fmt: skip
@@ -135,7 +137,7 @@ class PGDCollator:
             )
         keep_bytes = self._keeps_bytes or self._bound
         batch = stack_rows(rows, self.image_column, self.label_column, self.mode, keep_bytes)
-        require_labels(batch["labels"], self.num_classes)
+        require_labels(batch["labels"], self.num_classes, rows)
         if self._model is None:
             return batch
         self._calls += 1
@@ -179,6 +181,7 @@ class PGDCollator:
         views: Mapping[str, Mapping[str, Any]] = ADVERSARIAL_VIEW,
         count_correct: bool = False,
         before_attack: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+        observe_gradient: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor]:
         """Augment a batch and attack it with the model's current weights, leaving no trace on the model.
 
@@ -192,6 +195,7 @@ class PGDCollator:
             views: name of each entry to craft to changes of the settings; empty augments only.
             count_correct: also add ``correct_steps`` ``(B,)``: how many iterates were classified correctly before their step.
             before_attack: maps the augmented batch to entries that are added to it before the attack.
+            observe_gradient: see ``pgd``.
 
         Returns:
             A new dictionary: ``pixel_values`` augmented, ``adv_pixel_values`` added, the rest as it was.
@@ -228,6 +232,7 @@ class PGDCollator:
                     generator=keyed_generator(self.seed or 0, *name, *key, device=images.device),
                     gradient_scale=gradient_scale,
                     observe=seen,
+                    observe_gradient=observe_gradient,
                 )
         if seen is not None:
             crafted["correct_steps"] = seen.counts
@@ -279,9 +284,16 @@ class _CorrectSteps:
 
 
 def _checked(adversarial: Tensor, images: Tensor) -> Tensor:
+    if not isinstance(adversarial, Tensor):
+        raise TypeError(
+            f"the attack returned a {type(adversarial).__name__} for images {tuple(images.shape)}: it must return a tensor of that "
+            "shape in [0, 1]"
+        )
     adversarial = adversarial.detach().to(images.device, images.dtype)
     if adversarial.shape != images.shape:
-        raise ValueError(f"the attack returned shape {tuple(adversarial.shape)} for images {tuple(images.shape)}")
+        raise ValueError(
+            f"the attack returned shape {tuple(adversarial.shape)} for images {tuple(images.shape)}: it must keep it"
+        )
     low, high = adversarial.aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"the attack returned pixels from {low:.4g} to {high:.4g}: they must stay in [0, 1]")

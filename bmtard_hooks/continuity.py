@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -52,7 +53,7 @@ class GoesOn(FiresEvents):
             "loss_sums": nested_gather(self._tr_loss, self.args.parallel_mode).reshape(-1).tolist(),
             "total_loss": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
-            "grad_norm": None if self._grad_norm is None else float(self._grad_norm),
+            "grad_norm": finite_or_none(self._grad_norm),
             "learning_rate": self._learning_rate,
             "metrics": self._metrics.state_dict(),
             "due": self._due or {"evaluate": False, "save": False},
@@ -115,10 +116,6 @@ class GoesOn(FiresEvents):
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self._grad_norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
-        return self._grad_norm
-
     def _get_learning_rate(self) -> float:
         self._learning_rate = super()._get_learning_rate()  # type: ignore[misc]
         return self._learning_rate
@@ -174,6 +171,12 @@ class GoesOn(FiresEvents):
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
         super().log(logs, *args, **kwargs)
+
+
+def finite_or_none(value: Any) -> float | None:
+    """Read a number, which fp16 may have made infinite; JSON knows no infinity."""
+    number = None if value is None else float(value)
+    return number if number is not None and math.isfinite(number) else None
 
 
 class GoesOnCallback(TrainerCallback):

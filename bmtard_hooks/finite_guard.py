@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 CAUSES = {
+    "gradient": "a learning rate too high (lower it, warm it up with warmup_steps, or set max_grad_norm), or fp16 (use bf16)",
     "image": "the data set or the collator gave pixels that are not numbers",
-    "crafted": "the attack's gradient was not finite: fp16 (use bf16), an objective of your own, or weights of the student that "
-    "have grown too large (lower the learning rate)",
+    "attack": "fp16 (use bf16), a forward or an objective of your own whose gradient is not defined there, or weights of the student "
+    "that have grown too large (lower the learning rate)",
+    "crafted": "an attack or a callback of your own made them so",
     "teacher": "the teacher's weights are damaged, or its activations overflow in fp16 (use bf16)",
     "loss": "the student's logits overflow: a learning rate too high, fp16 (use bf16), or weights that were not finite to begin "
     "with",
-    "gradient": "a learning rate too high (lower it, warm it up with warmup_steps, or set max_grad_norm), or fp16 (use bf16)",
 }
+"""What an alarm is about, in the order of a step (a gradient is that of the step before), and why."""
 
 
 class Watched(NamedTuple):
@@ -70,7 +72,7 @@ class FiniteGuard:
             name: for the message.
             values: of any shape.
         """
-        self._noted.append(Watched(kind, name, values.detach().sum(dtype=torch.float32)))
+        self._noted.append(Watched(kind, name, values.detach().float().sum()))
 
     def watch(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Take the numbers of a step: those noted, and its losses.
@@ -85,7 +87,8 @@ class FiniteGuard:
         """
         watched = [*self._noted, *(Watched("loss", name, value) for name, value in losses.items())]
         self._noted = []
-        self._take(step, watched)
+        order = list(CAUSES)
+        self._take(step, sorted(watched, key=lambda entry: order.index(entry.kind)))
 
     def watch_gradient(self, step: int, norm: Tensor | float) -> None:
         """Take the norm of a step's gradient; see ``watch``. On a GPU it is looked at with the next step's numbers."""
@@ -155,6 +158,12 @@ class FiniteGuard:
 def _describe(step: int, bad: list[tuple[Watched, float]]) -> str:
     (first, value), *rest = bad
     names = dict.fromkeys(entry.name for entry, _ in rest if entry.name != first.name)
-    after = f" ({', '.join(names)} with it)" if names else ""
-    shown = f" = {value}" if first.kind in ("loss", "gradient") else " are not finite"
+    after = f", then {', '.join(names)}" if names else ""
+    shown = (
+        f" = {value}"
+        if first.kind in ("loss", "gradient")
+        else " is not finite"
+        if first.kind == "attack"
+        else " are not finite"
+    )
     return f"step {step + 1}: {first.name}{shown}{after}. Likely cause: {CAUSES[first.kind]}."

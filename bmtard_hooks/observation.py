@@ -39,6 +39,7 @@ class StepMetrics:
         temperatures: Mapping[str, Tensor],
         distillation: DistillationState,
         num_classes: int | None,
+        attack: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Record a distillation step under the keys of the log.
 
@@ -48,8 +49,10 @@ class StepMetrics:
             temperatures: teacher name to the temperature that was used.
             distillation: the state after the callbacks acted: the weights that are used.
             num_classes: for the knowledge scales; None leaves them out.
+            attack: ``zero_gradient``, the share of images whose attack had no gradient at its last step; not shown while it is 0.
         """
         averaged = {f"loss_{part}": loss for part, loss in losses.items()}
+        averaged |= {f"attack_{name}": value for name, value in (attack or {}).items()}
         for part, first in distillation.initial_losses.items():
             averaged[f"relative_loss_{part}"] = losses[part] / first
         for teacher, value in entropies.items():
@@ -71,7 +74,8 @@ class StepMetrics:
         values = [*(total / self._count for total in self._sums.values()), *self._latest.values()]
         numbers = torch.stack([value.double() if value.device.type != "mps" else value for value in values]).tolist()
         self._sums, self._latest, self._count = {}, {}, 0
-        return dict(zip(names, numbers, strict=True))
+        found = dict(zip(names, numbers, strict=True))
+        return {name: value for name, value in found.items() if value or not name.startswith("attack_")}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was collected since the last log, as plain numbers (waits for the device)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
-from bmtard_hooks.checkpoint_folders import UNFINISHED, newest_whole, recover, why_unusable
+from bmtard_hooks.checkpoint_folders import newest_whole, recover, set_aside, why_unusable
 from bmtard_hooks.checks import check_before_training, check_output_dir
 from bmtard_hooks.finite_guard import StepSkipped
 from bmtard_hooks.methods import Method
@@ -73,7 +72,9 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        cast("BMTARDTrainer", self)._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
+        cast(
+            "BMTARDTrainer", self
+        )._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
@@ -99,6 +100,16 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             self._finite.note("image", "the clean images", batch["pixel_values"])
             for view in self.method.adversarial_views:
                 self._finite.note("crafted", f"the crafted images ({view})", batch[view])
+
+    def note_attack(self, gradient: Tensor) -> None:
+        """Let the alarm look at an attack's gradient, and count the images that have none.
+
+        Args:
+            gradient: ``(B, C, H, W)``.
+        """
+        largest = gradient.abs().flatten(1).amax(dim=1)  # NaN if any is
+        self._finite.note("attack", "the gradient of the attack", largest)
+        self._window.zero_gradients.append((largest == 0).double().mean())
 
     def unless_left_out(self, step: Step, model: nn.Module, inputs: Batch, num_items_in_batch: Any) -> Tensor:
         """Take a micro-batch's part of a step, or leave the whole step out if a number in it is not finite.
@@ -134,7 +145,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         logger.warning("%s This step is left out, the %d. of the run", reason, self._finite.skipped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = self._grad_norm = super()._get_grad_norm(model, grad_norm)
         if self._window.left_out or self.accelerator.mixed_precision == "fp16":
             return norm  # fp16's gradient scaler leaves such steps out itself, and lowers its scale
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -143,7 +154,8 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         except StepSkipped as reason:
             self._leave_out(str(reason))
             self.model.zero_grad(set_to_none=True)
-            return torch.zeros_like(torch.as_tensor(whole))
+            self._grad_norm = torch.zeros_like(torch.as_tensor(whole))
+            return self._grad_norm
         self._finite.succeed()
         return norm
 
@@ -160,9 +172,7 @@ def choose_checkpoint(output_dir: Path, resume: str | bool | None) -> str | None
         ValueError: if the one that was named is not whole, with the newest that is.
     """
     if not resume:
-        shutil.rmtree(
-            output_dir / UNFINISHED, ignore_errors=True
-        )  # of a run that was killed before its first checkpoint
+        set_aside(output_dir)
         return None
     recover(output_dir if resume in (True, "auto") else Path(str(resume)).parent)
     if resume not in (True, "auto"):

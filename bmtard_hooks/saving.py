@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from bmtard_hooks.checkpoint_folders import TRAINER_STATE, UNFINISHED, newest_whole, publish, seal
@@ -82,6 +82,10 @@ class SavesWhole(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         final = Path(str(self.args.output_dir if output_dir is None else output_dir))
+        if state_dict is None and not isinstance(
+            self.model, PreTrainedModel
+        ):  # which makes its weights contiguous itself
+            state_dict = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         if self._writes_checkpoint:
             super()._save(str(final), state_dict)
             return

@@ -172,6 +172,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         """Average what the step shows over micro-batches and ranks, let callbacks act on it, and record it."""
         shown = {("loss", part): [output.parts[part].detach() for output in outputs] for part in outputs[0].parts}
         shown |= {("entropy", name): [output.entropies[name] for output in outputs] for name in outputs[0].entropies}
+        shown |= {("attack", "zero_gradient"): gone} if (gone := self._window.zero_gradients) else {}
         shown |= {("class", name): [output.class_sums[name] for output in outputs] for name in outputs[0].class_sums}
         means = average_over_ranks(
             {f"{kind}_{name}": torch.stack(v).mean(0) for (kind, name), v in shown.items()}
@@ -179,9 +180,9 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         )
         self._stop.heard(means.pop("stop", None))
         self._finite.watch(self.state.global_step, {name: mean for name, mean in means.items() if mean.ndim == 0})
-        losses, entropies, classes = (
+        losses, entropies, classes, attack = (
             {name: means[f"{kind}_{name}"] for found, name in shown if found == kind}
-            for kind in ("loss", "entropy", "class")
+            for kind in ("loss", "entropy", "class", "attack")
         )
         temperatures = dict(self.distillation.temperatures)  # used in this step, before they move
         self.fire(
@@ -191,7 +192,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
             distillation=self.distillation,
             class_sums={name: mean * len(outputs) * world_size() for name, mean in classes.items()},
         )
-        self._metrics.record(losses, entropies, temperatures, self.distillation, self.student.num_classes)
+        self._metrics.record(losses, entropies, temperatures, self.distillation, self.student.num_classes, attack)
 
     def _preview(self) -> None:
         """Look at a whole accumulation window before its first backward, so that it is balanced like one large batch.
@@ -225,6 +226,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
             gradient_scale=self.attack_gradient_scale,
             views=method.adversarial_views,
             count_correct=method.counts_correct_steps,
+            observe_gradient=self.note_attack,
         )
 
     def _student(self, model: nn.Module) -> Classifier:

@@ -21,6 +21,7 @@ class AccumulationWindow:
         self.position = 0
         self.observed = False
         self.left_out = False
+        self.zero_gradients: list[Tensor] = []
         self._answers: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
 
     def __len__(self) -> int:

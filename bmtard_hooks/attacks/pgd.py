@@ -77,6 +77,7 @@ def pgd(
     generator: torch.Generator | None = None,
     gradient_scale: float = 1.0,
     observe: Callable[[Tensor], None] | None = None,
+    observe_gradient: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Find images inside the ball around ``images`` that make the objective large.
 
@@ -94,9 +95,12 @@ def pgd(
         generator: source of the start noise; the global one if None.
         gradient_scale: constant factor on the objective against underflow in fp16; cannot change a sign step.
         observe: called with the logits of every iterate before its step, for methods that count or log.
+        observe_gradient: called with the last step's gradient ``(B, C, H, W)``, for alarms: a gradient of NaN or zero ends in an
+            image that looks right and was hardly attacked.
 
     Returns:
-        ``(B, C, H, W)``, detached, in [0, 1] and within ``eps`` of ``images``.
+        ``(B, C, H, W)``, detached, in [0, 1] and within ``eps`` of ``images``, never NaN: a pixel whose gradient is NaN does
+        not move in that step, and one whose gradient is infinite moves as after any huge one.
     """
     images = images.detach()
     noise = draw_noise(images.shape, settings, generator) if noise is None else noise
@@ -106,12 +110,14 @@ def pgd(
         adversarial = adversarial.clamp(0, 1)
     if settings.norm == "linf":
         lower, upper = (images - settings.eps).clamp_min(0), (images + settings.eps).clamp_max(1)
-    for _ in range(settings.steps):
+    for step in range(settings.steps):
         logits = forward(adversarial.requires_grad_(True))
         if observe is not None:
             observe(logits.detach())
         value = objective.loss(logits, adversarial) if isinstance(objective, MovingTarget) else objective(logits)
         (gradient,) = torch.autograd.grad(value.sum() * gradient_scale, adversarial)
+        if observe_gradient is not None and step == settings.steps - 1:
+            observe_gradient(gradient)
         adversarial = adversarial.detach()
         if settings.norm == "linf":
             adversarial = adversarial.add_(gradient.sign(), alpha=settings.step_size)
@@ -177,8 +183,13 @@ def project_l2(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    norm = vectors.flatten(1).norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
-    return vectors / norm.view(-1, 1, 1, 1)
+    limits = torch.finfo(vectors.dtype)
+    vectors = vectors.nan_to_num(0.0, limits.max, limits.min)  # infinity has a direction, NaN has none
+    # Divided by the largest entry first, because squares of huge or tiny ones would overflow or vanish.
+    largest = vectors.flatten(1).abs().amax(dim=1).clamp_min(limits.tiny)
+    scaled = vectors / largest.view(-1, 1, 1, 1)
+    norm = scaled.flatten(1).norm(dim=1).clamp_min(limits.tiny)
+    return scaled / norm.view(-1, 1, 1, 1)
 
 
 def _inside(adversarial: Tensor, images: Tensor, settings: PGDSettings) -> Tensor:

@@ -1,4 +1,4 @@
-"""A word when the balance has come to an end of its range and stays there."""
+"""A word when the balance has come to an end of its range and stays there, or when the attack does nothing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ logger = logging.getLogger(__name__)
 LONG = 0.05
 """Share of the run after which a value that does not leave its bound is worth a warning, at least ``FEW`` steps."""
 FEW = 100
+MANY = 0.5
+"""Share of images without a gradient for the attack that is worth a warning."""
 NEARLY = 0.01
 """Distance of a weight from 0 or 1 that counts as none."""
 
 
 class BalanceWatch(TrainerCallback):
-    """Warns once when a temperature stays at its upper bound, all stay at a bound, or a loss weight at 0 or 1.
+    """Warns once when a temperature stays at its upper bound, all stay at the lower one, a loss weight at 0 or 1.
+
+    And when most images give the attack no gradient.
 
     That one teacher stays at the lower bound while the other's temperature rises is how Entropy-Based Balance ends
     usually, and nothing to tell. The values are those of the log, so the step waits for nothing.
@@ -43,6 +47,7 @@ class BalanceWatch(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "loss" not in logs:
             return
+        self._look_at_attack(logs.get("attack_zero_gradient", 0.0), state)
         now = {**self._stuck_temperatures(logs), **self._stuck_weights(logs)}
         self._since = {what: self._since.get(what, state.global_step) for what in now}
         patience = max(FEW, LONG * state.max_steps)
@@ -50,6 +55,16 @@ class BalanceWatch(TrainerCallback):
             if state.global_step - self._since[what] >= patience and what not in self._told:
                 self._told.add(what)
                 logger.warning("%s since step %d. %s", what, self._since[what], advice)
+
+    def _look_at_attack(self, share: float, state: TrainerState) -> None:
+        if share > MANY and "attack" not in self._told:
+            self._told.add("attack")
+            logger.warning(
+                "up to step %d, the attack had no gradient at all on %.0f%% of the images, so it hardly moved them. The student is "
+                "certain to the last bit, hides its gradient, or fp16 rounds it to 0: use bf16 or float32, and measure the student "
+                "with bmtard evaluate, whose checks look for this",
+                *(state.global_step, 100 * share),
+            )
 
     def _stuck_temperatures(self, logs: Mapping[str, float]) -> dict[str, str]:
         balance = self._find(EntropyBalance)

@@ -68,16 +68,22 @@ class SignalledInEvaluation(BMTARDTrainer):
         return super().prediction_step(*args, **kwargs)
 
 
-def run(folder, rank=0, case="bmtard", die_at_file_event=None, signal_at=None, largest_file=None, resume="auto", **options):
+def run(
+    folder, rank=0, case="bmtard", die_at_file_event=None, signal_at=None, largest_file=None, resume="auto", output=None, **options
+):
     """Train, or go on with what an earlier call began, and write ``result<rank>.json``."""
     started = time.monotonic()
     folder = Path(folder)
-    output = folder / "run"
+    output = folder / "run" if output is None else Path(output)
     trainer = make(output, case, signal_at, **options)
     events = FileEvents(output, die_at_file_event if rank == 0 else None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    trainer.train(resume_from_checkpoint=resume)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, limits[1]))
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # or the log could not say what happened
     result = describe(trainer) | {"file_events": events.count, "seconds": time.monotonic() - started}
     (folder / f"result{rank}.json").write_text(json.dumps(result))
 
@@ -116,12 +122,18 @@ def describe(trainer):
         tensors |= {f"{index}.{name}": value for name, value in callback.tensors().items()}
     for index, value in enumerate(trainer.optimizer.state_dict()["state"].values()):
         tensors[f"momentum {index}"] = value["momentum_buffer"]
-    digests = {name: hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() for name, value in tensors.items()}
+    digests = {
+        name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in tensors.items()
+    }
     logs = [
         {key: value for key, value in row.items() if not any(word in key for word in TIMES)}
         for row in trainer.state.log_history
     ]
-    early = [c.early_stopping_patience_counter for c in trainer.callback_handler.callbacks if hasattr(c, "early_stopping_patience_counter")]
+    early = [
+        c.early_stopping_patience_counter
+        for c in trainer.callback_handler.callbacks
+        if hasattr(c, "early_stopping_patience_counter")
+    ]
     return {
         "weights": digests,
         "state": trainer.distillation.state_dict(),

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -21,7 +22,12 @@ class Forks:
     """
 
     def __enter__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "default",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         self._server = subprocess.Popen(
             [sys.executable, str(FOLDER / "forked_runs.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1,
@@ -48,10 +54,8 @@ class Forks:
         """Send a signal to the processes of the training that runs, or to their whole groups."""
         for rank, pid in enumerate(self._pids):
             if ranks is None or rank in ranks:
-                try:
+                with suppress(ProcessLookupError):
                     (os.killpg if group else os.kill)(pid, number)
-                except ProcessLookupError:
-                    pass
 
     def kill(self):
         """Kill everything that the training started."""
