@@ -105,22 +105,39 @@ def set_aside(output_dir: Path) -> None:
     logger.warning("%d checkpoints of the run that was in %s are now in %s", len(others), output_dir, place)
 
 
-def newest_whole(output_dir: Path) -> tuple[Path | None, dict[str, str]]:
+def newest_whole(output_dir: Path, needs_best: bool = False) -> tuple[Path | None, dict[str, str]]:
     """Find the newest checkpoint that a run can go on from.
 
     Args:
         output_dir: of the run.
+        needs_best: pass over checkpoints whose best one so far is gone, because the run will end with the best.
 
     Returns:
         The checkpoint, None if there is none; and the newer ones that were passed over, with the reasons.
     """
     passed_over: dict[str, str] = {}
     for path in checkpoints(output_dir):
-        reason = why_unusable(path)
+        reason = why_unusable(path) or (_why_without_best(path) if needs_best else None)
         if reason is None:
             return path, passed_over
         passed_over[path.name] = reason
     return None, passed_over
+
+
+def best_of(directory: Path) -> Path | None:
+    """Read which checkpoint is the best so far, as it is called beside this one now; None if none was chosen."""
+    best = json.loads((directory / TRAINER_STATE).read_text()).get("best_model_checkpoint")
+    return None if best is None else directory.parent / Path(best).name
+
+
+def _why_without_best(directory: Path) -> str | None:
+    best = best_of(directory)
+    if best is None or best == directory:
+        return None
+    reason = why_unusable(best) if best.is_dir() else "it is gone"
+    return (
+        None if reason is None else f"its best checkpoint so far, {best.name}, cannot be loaded at the end: {reason}"
+    )
 
 
 def why_unusable(directory: Path) -> str | None:

@@ -137,7 +137,8 @@ class GoesOn(FiresEvents):
         self._due = {"evaluate": evaluate, "save": save}
         self._save_checkpoint(self.model_wrapped, None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        logger.warning(
+        say = logger.warning if self.args.process_index == 0 else logger.debug
+        say(
             "stopped by %s after step %d of %d; %s/checkpoint-%d is written, pass resume_from_checkpoint=True to go on",
             *(self._stop.reason, self.state.global_step, self.state.max_steps),
             *(self.args.output_dir, self.state.global_step),

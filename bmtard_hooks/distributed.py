@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -16,7 +17,25 @@ def processes() -> PartialState:
 
     Without an accelerator it has to be told so, or each of several processes would take itself for the only one.
     """
-    return PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    leave_at_exit()
+    return state
+
+
+def leave_at_exit() -> None:
+    """See to it that this process leaves the others in order when it exits, by ``sys.exit`` too.
+
+    Without that, gloo's threads may abort a process that has done all its work. NCCL looks after itself, and could wait for
+    processes that failed.
+    """
+    if is_distributed() and dist.get_backend() == "gloo":
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:

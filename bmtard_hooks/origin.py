@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from enum import Enum
 from typing import Any
-
-import torch
-from torch import nn
-from transformers import TrainingArguments
 
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
+from bmtard_hooks.evaluation.outcome_store import fingerprint_tensors
+from bmtard_hooks.models.pixels import PixelClassifier
 
 logger = logging.getLogger(__name__)
 
-SHARED_OPTIONS = (
-    *(
-        "seed",
-        "data_seed",
-        "num_train_epochs",
-        "max_steps",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-    ),
-    *("optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "world_size"),
-    *("bf16", "fp16", "torch_compile", "dataloader_drop_last"),
-)
-"""Options of transformers that change what a run learns."""
-WITHOUT_EFFECT = ("overwrite_output_dir", "stop_signals", "max_skipped_steps")
-"""Options of this library that do not; those of the evaluation begin with ``eval``."""
+WITHOUT_INFLUENCE = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "ignore_data_skip", "run_name", "project"),
+    *("report_to", "disable_tqdm", "use_cpu", "per_device_eval_batch_size", "eval_accumulation_steps"),
+    *("save_total_limit", "save_safetensors", "save_on_each_node", "torch_empty_cache_steps", "skip_memory_metrics"),
+    *("do_train", "do_eval", "do_predict", "restore_callback_states_from_checkpoint", "remove_unused_columns"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "ddp_timeout", "ddp_backend", "local_rank", "batch_eval_metrics"),
+    *("include_num_input_tokens_seen", "method", "seed"),  # the last two stand on their own
+    "stop_signals",
+}
+"""Options that change where a run writes, what it shows or how fast it is, but not its result."""
+
+PREFIXES_WITHOUT_INFLUENCE = ("logging_", "log_", "hub_", "push_to_hub", "trackio_", "include_for_")
+
+
+OF_THE_COURSE = ("save_", "eval_")
+"""How the names of options begin that say when a run saves and evaluates."""
+
+
+def influential_options(config: BMTARDConfig) -> dict[str, Any]:
+    """List the options that change a result, as plain JSON values."""
+    return {name: plain(getattr(config, name)) for name in _names()}
+
+
+def _names() -> list[str]:
+    return [
+        entry.name
+        for entry in fields(BMTARDConfig)
+        if entry.init and entry.name not in WITHOUT_INFLUENCE and not entry.name.startswith(PREFIXES_WITHOUT_INFLUENCE)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what reading its JSON gives."""
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    return json.loads(json.dumps(value, default=str))
 
 
 def describe_origin(
-    args: BMTARDConfig, teachers: Mapping[str, nn.Module], trained: Collection[str], rows: Any
+    args: BMTARDConfig, teachers: Mapping[str, PixelClassifier], trained: Collection[str], rows: Any
 ) -> dict[str, Any]:
     """Describe teachers, data and options.
 
@@ -48,24 +71,17 @@ def describe_origin(
     Returns:
         Plain JSON values.
     """
-    shared = {entry.name for entry in fields(TrainingArguments)}
-    own = [entry.name for entry in fields(args) if entry.name not in shared]
-    changes_result = [name for name in own if name not in WITHOUT_EFFECT and not name.startswith("eval")]
+    options = {name: value for name, value in influential_options(args).items() if not name.startswith(OF_THE_COURSE)}
     return {
-        "teachers": {name: weights_digest(teacher) for name, teacher in teachers.items() if name not in trained},
+        "teachers": {name: _digest(teacher) for name, teacher in teachers.items() if name not in trained},
         "train_rows": len(rows) if is_map_style(rows) else None,
-        "options": {name: getattr(args, name) for name in sorted({*changes_result, *SHARED_OPTIONS})},
+        "options": {**options, "seed": args.seed, "world_size": args.world_size},
     }
 
 
-@torch.no_grad()
-def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's weights and buffers, with their names, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _digest(teacher: PixelClassifier) -> str:
+    normalisation = [values for values in (teacher.mean, teacher.std) if values is not None]
+    return fingerprint_tensors([*teacher.state_dict().values(), *normalisation])
 
 
 def compare_origin(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:

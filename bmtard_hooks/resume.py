@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
+from bmtard_hooks.checkpoint_folders import best_of
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.continuity import GoesOn
 from bmtard_hooks.distributed import broadcast_buffers
@@ -55,6 +57,8 @@ class KeepsDistillationState(GoesOn):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            best = best_of(Path(checkpoint))  # beside it, wherever the run has been moved
+            self.state.best_model_checkpoint = str(best) if best is not None and best.is_dir() else None
             self._restore(load_state(checkpoint), checkpoint)
 
     def serialised_state(self, run: dict[str, Any] | None = None) -> str:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import TrainOutput
 
 from bmtard_hooks.checkpoint_folders import newest_whole, recover, set_aside, why_unusable
 from bmtard_hooks.checks import check_before_training, check_output_dir
+from bmtard_hooks.distributed import leave_at_exit
 from bmtard_hooks.finite_guard import StepSkipped
 from bmtard_hooks.methods import Method
 from bmtard_hooks.models.pixels import PixelClassifier
@@ -59,6 +60,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             str(resume_from_checkpoint).lower(), resume_from_checkpoint
         )
         check_before_training(cast("BMTARDTrainer", self), resume)
+        leave_at_exit()
         checkpoint = self._checkpoint_to_resume(resume)
         self._own_directory = True
         self._begun_with = describe_origin(self.args, self.teachers, self.method.trained_teachers, self.train_dataset)
@@ -82,7 +84,9 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         answer: list[Any] = [None, None]
         if self.args.process_index == 0:
             try:
-                answer[0] = choose_checkpoint(Path(str(self.args.output_dir)), resume)
+                answer[0] = choose_checkpoint(
+                    Path(str(self.args.output_dir)), resume, self.args.load_best_model_at_end
+                )
                 if resume == "auto" and answer[0] is None and not self._own_directory:
                     check_output_dir(self.args, None)
             except (OSError, ValueError) as error:
@@ -160,12 +164,13 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         return norm
 
 
-def choose_checkpoint(output_dir: Path, resume: str | bool | None) -> str | None:
+def choose_checkpoint(output_dir: Path, resume: str | bool | None, needs_best: bool = False) -> str | None:
     """Find the checkpoint to go on from, and say in the log which it is and why.
 
     Args:
         output_dir: of the run.
         resume: see ``RunsSafely.train``.
+        needs_best: see ``newest_whole``.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -177,7 +182,7 @@ def choose_checkpoint(output_dir: Path, resume: str | bool | None) -> str | None
     recover(output_dir if resume in (True, "auto") else Path(str(resume)).parent)
     if resume not in (True, "auto"):
         return _named(Path(str(resume)))
-    whole, passed_over = newest_whole(output_dir)
+    whole, passed_over = newest_whole(output_dir, needs_best)
     for name, reason in passed_over.items():
         logger.warning("%s is not used: %s", output_dir / name, reason)
     if whole is not None:

@@ -25,6 +25,7 @@ class SavesWhole(Trainer):
     """Writes under another name first. A run that is killed at any moment leaves whole checkpoints only."""
 
     args: BMTARDConfig
+    model: Any
     _writes_checkpoint = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -82,9 +83,8 @@ class SavesWhole(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         final = Path(str(self.args.output_dir if output_dir is None else output_dir))
-        if state_dict is None and not isinstance(
-            self.model, PreTrainedModel
-        ):  # which makes its weights contiguous itself
+        if state_dict is None and not isinstance(self.model, PreTrainedModel):
+            # safetensors refuses channels_last, and only pretrained models change it back themselves
             state_dict = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         if self._writes_checkpoint:
             super()._save(str(final), state_dict)

@@ -53,6 +53,25 @@ def tiny_data(count=16, num_classes=4, seed=0, size=8):
     )
 
 
+COUNTED = (
+    *("kills survived", "signals survived", "full disks survived", "damaged checkpoints refused", "bad numbers caught"),
+    *("bad inputs refused", "hostile files refused", "properties", "property cases"),
+)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Add up what tests of faults, bad inputs and properties counted with ``record_property``."""
+    totals = dict.fromkeys(COUNTED, 0)
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name in totals:
+                totals[name] += value
+    found = [f"{value:,} {name}" for name, value in totals.items() if value]
+    if found:
+        terminalreporter.write_sep("-", "reliability")
+        terminalreporter.write_line(", ".join(found))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # several threads on a busy machine are slower by orders of magnitude

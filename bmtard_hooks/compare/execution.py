@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from bmtard_hooks.compare.checkpoints import keep_whole_checkpoints
+from bmtard_hooks.checkpoint_folders import newest_whole, recover
 from bmtard_hooks.compare.identity import differences, fingerprint_classifier
 from bmtard_hooks.compare.plan import Plan, Run
 from bmtard_hooks.compare.record import (
@@ -105,7 +105,10 @@ def _train(run: Run, plan: Plan, say: Say) -> None:
         write_record(run.directory, Record(TRAINED, run.identity, record.training))
         return
     write_record(run.directory, Record(TRAINING, run.identity))
-    checkpoint = keep_whole_checkpoints(run.directory)
+    recover(run.directory)
+    checkpoint, passed_over = newest_whole(run.directory, run.config.load_best_model_at_end)
+    for name, reason in passed_over.items():
+        say(f"{run.name}: {name} is not used: {reason}")
     clock = Clock(run.directory)
     trainer = BMTARDTrainer(
         plan.first_student(run),

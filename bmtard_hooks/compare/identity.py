@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from enum import Enum
 from typing import Any
 
 from bmtard_hooks._version import __version__
@@ -14,19 +13,7 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.evaluation.outcome_store import fingerprint, fingerprint_tensors
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.pixels import PixelClassifier
-
-WITHOUT_INFLUENCE = {
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "ignore_data_skip", "run_name", "project"),
-    *("report_to", "disable_tqdm", "use_cpu", "per_device_eval_batch_size", "eval_accumulation_steps"),
-    *("save_total_limit", "save_safetensors", "save_on_each_node", "torch_empty_cache_steps", "skip_memory_metrics"),
-    *("do_train", "do_eval", "do_predict", "restore_callback_states_from_checkpoint", "remove_unused_columns"),
-    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "ddp_timeout", "ddp_backend", "local_rank", "batch_eval_metrics"),
-    *("include_num_input_tokens_seen", "method", "seed"),  # the last two stand on their own
-}
-"""Options that change where a run writes, what it shows or how fast it is, but not its result."""
-
-PREFIXES_WITHOUT_INFLUENCE = ("logging_", "log_", "hub_", "push_to_hub", "trackio_", "include_for_")
+from bmtard_hooks.origin import influential_options, plain
 
 
 def run_identity(
@@ -56,19 +43,6 @@ def run_identity(
         "options": options,
         "changed": [name for name, value in options.items() if value != _default(f"options.{name}")],
     }
-
-
-def influential_options(config: BMTARDConfig) -> dict[str, Any]:
-    """List the options that change a result, as plain JSON values."""
-    return {name: _plain(getattr(config, name)) for name in _names()}
-
-
-def _names() -> list[str]:
-    return [
-        entry.name
-        for entry in fields(BMTARDConfig)
-        if entry.init and entry.name not in WITHOUT_INFLUENCE and not entry.name.startswith(PREFIXES_WITHOUT_INFLUENCE)
-    ]
 
 
 def fingerprint_classifier(model: PixelClassifier) -> str:
@@ -119,16 +93,8 @@ def _defaults() -> dict[str, Any]:
     values = {}
     for entry in fields(BMTARDConfig):
         made = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        values[entry.name] = None if made is MISSING else _plain(made)
+        values[entry.name] = None if made is MISSING else plain(made)
     return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    return json.loads(json.dumps(value, default=str))
 
 
 def _shown(value: Any) -> str:

@@ -19,6 +19,7 @@ from bmtard_hooks.compare.identity import fingerprint_classifier, fingerprint_im
 from bmtard_hooks.compare.rows import Row, read_rows
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.distil import ModelArguments
+from bmtard_hooks.evaluation_checks import require_metric
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.methods import make_method
 from bmtard_hooks.models import PixelClassifier
@@ -204,6 +205,7 @@ def _read_run(argv: Sequence[str], row: Row, seed: int, root: Path) -> Run:
         with contextlib.redirect_stderr(messages):
             _, models, _, config = parse(TYPES, words, defaults=DEFAULTS)
             make_method(config)
+            require_metric(config)
     except SystemExit:
         raise ValueError(f"row {row.label!r}: {messages.getvalue().strip().splitlines()[-1]}") from None
     except ValueError as error:

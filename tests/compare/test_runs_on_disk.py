@@ -1,13 +1,11 @@
 """What a kill may leave behind: locks of dead processes, checkpoints that are not whole, damaged records."""
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from bmtard_hooks.compare.checkpoints import keep_whole_checkpoints, what_is_missing
 from bmtard_hooks.compare.identity import differences
 from bmtard_hooks.compare.record import (
     Record,
@@ -26,60 +24,6 @@ fcntl.flock(stream, fcntl.LOCK_EX)
 print("held", flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def run(make_trainer, tmp_path):
-    """A run with checkpoints at steps 4, 8 and 12."""
-    make_trainer(method="natural", save_strategy="epoch", num_train_epochs=3).train()
-    return tmp_path / "run"
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.mark.parametrize(
-    "name", ["optimizer.pt", "trainer_state.json", "distillation_state.json", "model.safetensors"]
-)
-def test_half_written_checkpoint_is_deleted_and_the_one_before_is_used(run, name):
-    (model,) = (run / "checkpoint-12").glob("model*.safetensors")
-    cut(model if name.startswith("model") else run / "checkpoint-12" / name)
-    assert keep_whole_checkpoints(run) == run / "checkpoint-8"
-    assert not (run / "checkpoint-12").exists() and (run / "checkpoint-4").exists()
-
-
-def test_checkpoint_without_one_of_its_files_is_not_whole(run):
-    assert what_is_missing(run / "checkpoint-12") is None
-    for path in list((run / "checkpoint-12").iterdir()):
-        if path.name in ("training_args.bin", "config.json"):
-            continue
-        aside = path.rename(run / path.name)
-        assert what_is_missing(run / "checkpoint-12") is not None, path.name
-        aside.rename(path)
-
-
-def test_run_starts_again_without_a_whole_checkpoint(run):
-    for step in (4, 8, 12):
-        (run / f"checkpoint-{step}" / "scheduler.pt").unlink()
-    assert keep_whole_checkpoints(run) is None
-    assert not list(run.glob("checkpoint-*"))
-
-
-def test_checkpoint_whose_best_is_gone_is_not_used(make_trainer, tmp_path):
-    make_trainer(
-        method="natural",
-        save_strategy="epoch",
-        eval_strategy="epoch",
-        num_train_epochs=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="clean_accuracy",
-        greater_is_better=False,
-        learning_rate=0.0,  # the first stays the best
-    ).train()
-    assert keep_whole_checkpoints(tmp_path / "run") == tmp_path / "run" / "checkpoint-8"
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    assert keep_whole_checkpoints(tmp_path / "run") is None
 
 
 def test_lock_names_the_process_that_holds_it(tmp_path):
@@ -104,7 +48,8 @@ def test_record_is_replaced_whole_and_a_damaged_one_is_none(tmp_path):
     record = Record("finished", {"method": "sat"}, {"steps": 3}, {"weights": "abc"})
     write_record(tmp_path, record)
     assert read_record(tmp_path) == record
-    cut(tmp_path / "run.json")
+    path = tmp_path / "run.json"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert read_record(tmp_path) is None
     with run_lock(tmp_path):
         clear(tmp_path)

@@ -226,3 +226,30 @@ def test_model_is_saved_file_by_file_under_its_name(make_trainer, tmp_path, monk
         trainer.save_model()
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     assert not (tmp_path / "run" / UNFINISHED / "model").exists()
+
+
+def with_best(make_trainer, **options):
+    return make_trainer(
+        method="natural", save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True, learning_rate=0.0,
+        metric_for_best_model="clean_accuracy", greater_is_better=False, **{"num_train_epochs": 2, **options},
+    )  # fmt: skip
+
+
+def test_checkpoint_whose_best_is_gone_is_not_used_if_the_run_is_to_end_with_the_best(make_trainer, tmp_path):
+    with_best(make_trainer).train()  # the first stays the best
+    assert newest_whole(tmp_path / "run", needs_best=True)[0] == tmp_path / "run" / "checkpoint-8"
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert newest_whole(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-8"
+    with pytest.raises(
+        FileNotFoundError, match="its best checkpoint so far, checkpoint-4, cannot be loaded at the end: it is gone"
+    ):
+        with_best(make_trainer).train(resume_from_checkpoint=True)
+
+
+def test_run_that_was_moved_finds_its_best_checkpoint(make_trainer, tmp_path):
+    with_best(make_trainer).train()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    moved = with_best(make_trainer, num_train_epochs=3, output_dir=str(tmp_path / "elsewhere"))
+    moved.train(resume_from_checkpoint=True)
+    assert moved.state.global_step == 12
+    assert moved.state.best_model_checkpoint == str(tmp_path / "elsewhere" / "checkpoint-4")
