@@ -80,6 +80,9 @@ class GoesOn(FiresEvents):
         self._metrics.load_state_dict(record["metrics"], self.args.device)
         self._restore_foreign_callbacks()
         self.control.should_training_stop = record["stopping"]
+        if any(record["due"].values()) or record["epoch_end_due"]:
+            # transformers loads them with the first batch, from the checkpoint that is written again here
+            self._load_rng_state(record["checkpoint"])
         if any(record["due"].values()):
             logger.info(
                 "step %d: evaluating and saving, which the stopped run did not come to", self.state.global_step

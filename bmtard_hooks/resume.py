@@ -109,7 +109,7 @@ class KeepsDistillationState(GoesOn):
             compare_origin(content["begun_with"], self._begun_with, checkpoint)
         self.distillation.load_state_dict(content)
         self._restore_callbacks(content, checkpoint, callbacks)
-        self._resumed = content.get("run")
+        self._resumed = {**content["run"], "checkpoint": checkpoint} if "run" in content else None
         self._finite.load_state_dict(content.get("finite", self._finite.state_dict()))
 
     def _restore_callbacks(
