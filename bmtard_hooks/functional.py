@@ -143,7 +143,9 @@ def balance_weights(relative_losses: Tensor, power: float = 1.0) -> Tensor:
     Returns:
         ``(K,)`` non-negative, sums to 1; equal shares if every relative loss is 0.
     """
-    powered = relative_losses.clamp_min(torch.finfo(relative_losses.dtype).tiny) ** power
+    positive = relative_losses.clamp_min(torch.finfo(relative_losses.dtype).tiny)
+    # The largest becomes 1, so that no power overflows or ends at 0 / 0.
+    powered = (positive / positive.max()) ** power
     return powered / powered.sum()
 
 

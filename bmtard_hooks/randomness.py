@@ -21,7 +21,8 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
     Returns:
         A fresh ``torch.Generator``; the global generators are not touched.
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in key)  # numpy's integers print otherwise
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     seed = int.from_bytes(digest[:8], "big") >> 1
     return torch.Generator(device=device).manual_seed(seed)
 

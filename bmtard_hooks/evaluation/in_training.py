@@ -64,7 +64,15 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
         """Evaluate the same model on every rank and leave the random numbers of the training alone."""
         with self.averaged_weights(), untouched_randomness(self.args.device):
             broadcast_buffers(self.model)
-            return super().evaluation_loop(*args, **kwargs)
+            try:
+                return super().evaluation_loop(*args, **kwargs)
+            finally:
+                self._forget_evaluation_loaders()
+
+    def _forget_evaluation_loaders(self) -> None:
+        # accelerate keeps every loader that it ever prepared, and the Trainer makes one in each evaluation
+        kept = getattr(self.accelerator, "_dataloaders", [])
+        kept[:] = [loader for loader in kept if loader is getattr(self.callback_handler, "train_dataloader", None)]
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,13 @@ def robust_metrics(
 
     Returns:
         ``clean_accuracy`` and, with an attack, ``robust_accuracy`` and ``w_robust``, all in [0, 1].
+
+    Raises:
+        FloatingPointError: if a logit is not finite, because its argmax would count as an answer.
     """
+    _require_finite("clean", clean_logits)
+    if adv_logits is not None:
+        _require_finite("adversarial", adv_logits)
     clean = clean_logits.argmax(axis=1) == labels
     metrics = {"clean_accuracy": float(clean.mean())}
     if adv_logits is not None:
@@ -36,20 +43,50 @@ def robust_metrics(
     return metrics
 
 
-def with_robust_metrics(
-    users: Callable[[EvalPrediction], dict[str, Any]] | None, clean_weight: float
-) -> Callable[[EvalPrediction], dict[str, Any]]:
-    """Add the robust metrics to a user's ``compute_metrics``, which sees the clean logits as it always did."""
+def _require_finite(kind: str, logits: np.ndarray) -> None:
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if bad:
+        raise FloatingPointError(
+            f"the model answered {bad} of {len(logits)} {kind} images with logits that are NaN or infinite: expected finite "
+            "ones. Check its weights, and, if only adversarial images are concerned, the gradient at its input"
+        )
 
-    def compute(prediction: EvalPrediction) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class RobustMetrics:
+    """A ``compute_metrics`` that measures clean and adversarial logits, and adds what a user's own finds in the clean ones.
+
+    Args:
+        users: the user's ``compute_metrics``, or None.
+        clean_weight: weight of clean accuracy in W-Robust.
+    """
+
+    users: Callable[[EvalPrediction], dict[str, Any]] | None
+    clean_weight: float
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, Any]:
         """Split what ``prediction_step`` returned into clean and adversarial logits, and measure both."""
         logits: Any = prediction.predictions
         labels: Any = prediction.label_ids
         clean, adversarial = logits if isinstance(logits, tuple) else (logits, None)
-        metrics = robust_metrics(clean, adversarial, labels, clean_weight)
-        if users is None:
+        metrics = robust_metrics(clean, adversarial, labels, self.clean_weight)
+        if self.users is None:
             return metrics
         prediction.predictions = clean
-        return {**metrics, **users(prediction)}
+        return {**metrics, **self.users(prediction)}
 
-    return compute
+
+def with_robust_metrics(
+    users: Callable[[EvalPrediction], dict[str, Any]] | None, clean_weight: float
+) -> RobustMetrics:
+    """Add the robust metrics to a user's ``compute_metrics``, which sees the clean logits as it always did.
+
+    Raises:
+        TypeError: if ``users`` cannot be called.
+    """
+    if users is not None and not callable(users):
+        raise TypeError(
+            f"compute_metrics is {users!r:.40}, a {type(users).__name__}: pass a function from EvalPrediction to a dictionary, or "
+            "None for clean accuracy, robust accuracy and W-Robust"
+        )
+    return RobustMetrics(users, clean_weight)
