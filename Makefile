@@ -1,7 +1,9 @@
 # make quickstart   trains everything on handwritten digits, prints a table (minutes, no network after installing)
 # make test         runs every test
+# make test-oldest  runs a part of the tests with the oldest versions that pyproject.toml allows
+# make reliability  the tests of faults, bad inputs and invariants alone, with their counts
 # make check        lint and types
-# Each makes its virtual environment in .venv if there is none.
+# Each makes its virtual environment in .venv if there is none (.venv-oldest for the oldest versions).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,13 +11,19 @@ BIN := $(VENV)/bin
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test reliability test-oldest check format clean
 
 quickstart: $(VENV)/.recipes
 	$(BIN)/python recipes/quickstart.py
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+reliability: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/faults tests/bad_inputs tests/properties
+
+test-oldest:
+	.ci/oldest
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -42,4 +50,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.test
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info outputs

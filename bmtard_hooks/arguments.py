@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
 from bmtard_hooks.image_tensors import ImageTensors, load_images
 from bmtard_hooks.options import option
+from bmtard_hooks.yaml_files import read_yaml
 
 
 @dataclass
@@ -42,8 +44,14 @@ class DataArguments:
             ValueError: if the data set lacks a split or a column (listing those it has), or is too small to hold out
                 the validation images.
         """
-        rows = self._read("train_split", self.train_limit)
-        test = self._read("test_split", self.test_limit)
+        with naming_data_set(self.dataset):
+            rows = self._read("train_split", self.train_limit)
+            test = self._read("test_split", self.test_limit)
+        if not 0 < self.validation_images < len(rows):
+            raise ValueError(
+                f"--validation_images {self.validation_images} cannot be held out of {len(rows)} training images: pass a number "
+                f"from 1 to {len(rows) - 1}"
+            )
         train, validation = rows.split(self.validation_images)
         return train, validation, test
 
@@ -59,7 +67,7 @@ class DataArguments:
         try:
             return read(split)
         except ValueError as error:
-            existing = _splits(self.dataset)
+            existing = splits_of(self.dataset)
             if split in existing:
                 raise
             fitting = [name for name in others if name in existing]
@@ -71,10 +79,36 @@ class DataArguments:
         return read(fitting[0])
 
 
-def _splits(dataset: str) -> list[str]:
+@contextmanager
+def naming_data_set(name: str) -> Iterator[None]:
+    """Say which data set it was when ``datasets`` or the hub cannot read one.
+
+    Raises:
+        FileNotFoundError: instead of their errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise FileNotFoundError(
+            f"--dataset {name} cannot be read ({reason}): expected a local directory of images or parquet files, or a hub id. "
+            "Pass another one, or unset HF_HUB_OFFLINE to download"
+        ) from error
+
+
+def splits_of(dataset: str) -> list[str]:
+    """List the splits of a data set."""
     import datasets  # here, because it is slow to import
 
     return list(map(str, datasets.get_dataset_split_names(dataset)))
+
+
+class _Parser(HfArgumentParser):
+    """Says what is wrong in one line, without the usage of two hundred options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help says what each option takes)\n")
 
 
 def parse(
@@ -107,23 +141,38 @@ def parse(
         FileNotFoundError: if a file does not exist, with the files that led to it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(list(types), description=description, prog=program)  # type: ignore[arg-type]
+    parser = _Parser(list(types), description=description, prog=program)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with options; the command line wins over it.")
     known = {entry.name for kind in types for entry in fields(kind) if entry.init}
     parser.set_defaults(**_known_only(dict(defaults or {}), known, "defaults"))
     path = _config_path(argv)
-    from_file = _as_words(read_options(path, known)) if path is not None else []
-    *parsed, _ = parser.parse_args_into_dataclasses([*from_file, *argv], look_for_args_file=False)
+    lists = {entry.name for kind in types for entry in fields(kind) if "list" in str(entry.type).lower()}
+    from_file = _as_words(read_options(path, known), lists, path) if path is not None else []
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(
+        [*from_file, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"unknown {_unknown_words(unknown, known)}: --help lists the options")
     return tuple(parsed)
 
 
+def _unknown_words(words: Sequence[str], known: set[str]) -> str:
+    options = [word for word in words if word.startswith("--")]
+    if not options:
+        return f"words {' '.join(words)}: a value without an option, or a second value of one that takes one"
+    near = difflib.get_close_matches(options[0].strip("-").split("=")[0].replace("-", "_"), known, n=3)
+    hint = f": did you mean {', '.join(f'--{name}' for name in near)}?" if near else ""
+    return f"option {' '.join(options)}{hint}"
+
+
 def _config_path(argv: Sequence[str]) -> Path | None:
-    for position, word in enumerate(argv):
-        if word == "--config" and position + 1 < len(argv):
-            return Path(argv[position + 1])
-        if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
-    return None
+    found = [after for word, after in pairwise(argv) if word == "--config" and after[:2] != "--"]
+    found += [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    if len(found) > 1:
+        raise ValueError(
+            f"--config {' --config '.join(found)}: expected one file. Put `include: [{', '.join(found[:-1])}]` into the last"
+        )
+    return Path(found[0]) if found else None
 
 
 def read_options(path: Path, known: set[str], including: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -144,11 +193,11 @@ def read_options(path: Path, known: set[str], including: tuple[Path, ...] = ()) 
     if path.resolve() in [file.resolve() for file in including]:
         raise ValueError(f"YAML files include each other in a circle: {chain}")
     if not path.is_file():
-        raise FileNotFoundError(f"--config {chain} does not exist" + (": an include leads to it" if including else ""))
-    content = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold `option: value` lines, it holds a {type(content).__name__}")
-    included = content.pop("include", [])
+        what = "is a directory, expected a YAML file" if path.is_dir() else "does not exist"
+        where = ": an include leads to it" if including else f" (looked in {Path.cwd()}): pass the path of a YAML file"
+        raise FileNotFoundError(f"--config {chain} {what}{where}")
+    content = read_yaml(path)
+    included = content.pop("include", None) or []
     included = [included] if isinstance(included, str) else included
     if not isinstance(included, list) or not all(isinstance(name, str) for name in included):
         raise ValueError(f"{path}: include is {included!r}, expected a path or a list of paths, relative to this file")
@@ -168,13 +217,15 @@ def _known_only(options: dict[str, Any], known: set[str], where: str) -> dict[st
     return options
 
 
-def _as_words(options: Mapping[str, Any]) -> list[str]:
+def _as_words(options: Mapping[str, Any], lists: set[str], path: Path) -> list[str]:
     words: list[str] = []
     for key, value in options.items():
         if value is None:
             continue
+        if isinstance(value, list) and key not in lists and len(value) != 1:
+            raise ValueError(f"{path}: {key} is the list {value}, expected one value: write `{key}: value`")
         if isinstance(value, list):
             words += [f"--{key}", *map(str, value)]
-        else:
-            words += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
+        else:  # with =, because a value may begin with a dash
+            words += [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
     return words

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
@@ -39,7 +41,8 @@ def choose_student(
     if isinstance(model, str):
         set_seed(args.seed)  # a named student's first weights depend on the seed, as everything else does
     column = collator.label_column if isinstance(collator, PGDCollator) else None
-    student = as_student(model, class_count(rows, column), processor)
+    with naming_what_cannot_load("student", model):
+        student = as_student(model, class_count(rows, column), processor)
     if collator is None or isinstance(collator, PGDCollator):
         collator = (collator or PGDCollator()).resolved(args, student.num_classes)
     return student, collator
@@ -59,30 +62,71 @@ def choose_teachers(
         Role to frozen teacher, in the method's order.
 
     Raises:
-        ValueError: if one is missing, or is the student itself.
+        ValueError: if one is missing, cannot be loaded, or is the student itself.
+        TypeError: if one is neither a module nor a name.
     """
     missing = [name for name in method.teachers if given.get(name) is None]
     if missing:
         how = f"{missing[0]}_teacher=…" if missing[0] in ("clean", "robust") else f'teachers={{"{missing[0]}": …}}'
-        raise ValueError(f"method {method.name!r} needs a {' and a '.join(missing)} teacher: pass {how}")
+        others = [repr(name) for name in given if name not in ("clean", "robust", *method.teachers)]
+        unknown = f" ({', '.join(others)} is none of its teachers)" if others else ""
+        raise ValueError(f"method {method.name!r} needs a {' and a '.join(missing)} teacher{unknown}: pass {how}")
     unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
     if unused:
         logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
     chosen = {name: given[name] for name in method.teachers}
     for name, teacher in chosen.items():
+        if not isinstance(teacher, (str, nn.Module)):
+            raise TypeError(
+                f"the {name} teacher is {teacher!r:.60}, a {type(teacher).__name__}: pass a torch.nn.Module from pixels to "
+                "logits, load_teacher(…), or the name of a directory or a hub id as a string"
+            )
         if teacher in (student, student.backbone) or getattr(teacher, "backbone", None) is student.backbone:
             raise ValueError(
                 f"the {name} teacher and the student are the same object: training would change the teacher"
             )
-    roles = {name: as_teacher(teacher) for name, teacher in chosen.items() if teacher is not None}
+    roles = {}
+    for name, teacher in chosen.items():
+        with naming_what_cannot_load(f"{name} teacher", teacher):
+            roles[name] = as_teacher(teacher)  # type: ignore[arg-type]
     for name in method.trained_teachers:
         roles[name] = copy.deepcopy(roles[name]).requires_grad_(True)  # what the user passed stays as it is
         roles[name].frozen = False
     return roles
 
 
+@contextmanager
+def naming_what_cannot_load(role: str, name: Any) -> Iterator[None]:
+    """Say which network it was when transformers, the hub or safetensors cannot load one.
+
+    Args:
+        role: what it is called in messages: ``student``, ``clean teacher`` …
+        name: what was passed.
+
+    Raises:
+        ValueError: instead of their errors, which do not name it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        foreign = not isinstance(error, ValueError) or "model_type" in str(error)
+        if isinstance(error, FileNotFoundError) or not isinstance(name, str) or not foreign:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the {role} {name!r} cannot be loaded, neither from a directory here nor as a hub id: {reason} Pass a directory "
+            "that save_model wrote, or unset HF_HUB_OFFLINE to download"
+        ) from error
+
+
 def with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:
     """Join a method's callbacks with a user's, which replace those of their class or of a class they inherit from."""
     users = list(users or [])
+    for callback in users:
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(kind, TrainerCallback):
+            raise TypeError(
+                f"callbacks has {callback!r:.60}, a {kind.__name__}: pass objects or classes of transformers.TrainerCallback"
+            )
     given = tuple(callback if isinstance(callback, type) else type(callback) for callback in users)
     return users + [callback for callback in own if not any(issubclass(kind, type(callback)) for kind in given)]

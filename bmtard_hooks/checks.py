@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
-from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.data import is_map_style, label_range
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, as_pixels, find_column
+from bmtard_hooks.data import is_map_style
+from bmtard_hooks.data_checks import check_datasets
+from bmtard_hooks.decoding import as_pixels
+from bmtard_hooks.evaluation_checks import check_evaluations
 from bmtard_hooks.image_tensors import decodes_pictures
+from bmtard_hooks.model_checks import check_networks
 from bmtard_hooks.models.pixels import PixelClassifier
-from bmtard_hooks.models.teachers import try_classifier
+from bmtard_hooks.option_checks import NO_DEEPSPEED
 from bmtard_hooks.randomness import untouched_randomness
-from bmtard_hooks.sharding import NO_DEEPSPEED, check_sharding
+from bmtard_hooks.sharding import check_sharding
 
 if TYPE_CHECKING:
     from bmtard_hooks.trainer import BMTARDTrainer
@@ -30,7 +33,7 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
     """Refuse what would train something else than asked for.
 
     Raises:
-        TypeError: if ``args`` is not a ``BMTARDConfig``.
+        TypeError: if ``args`` is not a ``BMTARDConfig``, or the model no model.
         ValueError: for a missing model, or for DeepSpeed and other options that the step does not support.
     """
     if not isinstance(args, BMTARDConfig):
@@ -41,12 +44,21 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
         raise ValueError(
             "pass the student as model=…; model_init is not supported, because teachers are checked with it"
         )
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}: pass an instance, {model.__name__}(…)")
+    if not isinstance(model, (str, nn.Module)) or model == "":
+        raise TypeError(
+            f"model is {model!r:.60}, a {type(model).__name__}: pass a torch.nn.Module from pixels to logits, or the name of an "
+            "architecture, a directory or a hub id as a string"
+        )
     if kwargs.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would replace the method's losses: register a Method instead")
     if args.deepspeed:
         raise ValueError(NO_DEEPSPEED)
     if args.label_smoothing_factor:
-        raise ValueError("label_smoothing_factor has no meaning for teacher losses: leave it at 0")
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} has no meaning for teacher losses: leave it at 0"
+        )
     if args.enable_jit_checkpoint:
         raise ValueError(
             "enable_jit_checkpoint saves in the middle of a step, from which no run resumes exactly: leave it off"
@@ -85,27 +97,12 @@ def check_parts(
     classes = student.num_classes
     for name, teacher in teachers.items():
         if classes is not None and teacher.num_classes is not None and teacher.num_classes != classes:
-            raise ValueError(f"the {name} teacher has {teacher.num_classes} classes, the student has {classes}")
-    flat = [rows for entry in datasets for rows in (entry.values() if isinstance(entry, dict) else [entry])]
-    for rows in flat:
-        if is_map_style(rows) and len(rows) == 0:
-            raise ValueError("a data set is empty")
-        if is_map_style(rows) and isinstance(collator, PGDCollator):  # a foreign collator may read any columns
-            _check_columns(rows, collator, classes)
-
-
-def _check_columns(rows: Any, collator: PGDCollator, classes: int | None) -> None:
-    first = rows[0]  # not column_names: a transform may give other columns than it reads
-    if not isinstance(first, Mapping):
-        return
-    find_column(list(first), collator.image_column, IMAGE_COLUMNS, "image")
-    label = find_column(list(first), collator.label_column, LABEL_COLUMNS, "label")
-    extent = label_range(rows, label)
-    if extent and classes is not None and not 0 <= extent[0] <= extent[1] < classes:
-        raise ValueError(
-            f"labels go from {extent[0]} to {extent[1]}, but the student has {classes} classes (0 to {classes - 1}): "
-            "check label_column and the student's class count"
-        )
+            raise ValueError(
+                f"the {name} teacher has {teacher.num_classes} classes, the student has {classes}: both must have the same. "
+                "Make the student with num_classes of the teacher, or pass a teacher of these classes"
+            )
+    train, evaluation = [*datasets, None, None][:2]
+    check_datasets(train, evaluation, collator, classes)
 
 
 def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> None:
@@ -118,11 +115,12 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     if not trainer._own_directory:
         check_output_dir(trainer.args, resume)
     check_sharding(trainer)  # again, because callbacks may have come and weights may be sharded since
+    _check_foreign_attack(trainer)
     _compare_radii(trainer)
     trainer.serialised_state()
     rows: Any = trainer.train_dataset
     if rows is None:
-        raise ValueError("train_dataset is missing")
+        raise ValueError("train_dataset is None, expected a data set: pass train_dataset= to the Trainer")
     if not is_map_style(rows):
         return  # looking would use the stream up
     if trainer.args.dataloader_num_workers == 0 and decodes_pictures(rows):
@@ -133,15 +131,25 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     with untouched_randomness(trainer.args.device):
         batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
         _check_batch(batch, trainer.student)
-        pixels = as_pixels(batch["pixel_values"].to(trainer.args.device))
-        expected = try_classifier("student", trainer.student, pixels)
-        for name, teacher in trainer.teachers.items():
-            shape = try_classifier(f"{name} teacher", teacher, pixels)
-            if shape != expected:
-                raise ValueError(
-                    f"the {name} teacher gives logits of shape {shape}, the student {expected}: both must be "
-                    "(batch, classes) with the same class count"
-                )
+        check_networks(trainer, as_pixels(batch["pixel_values"].to(trainer.args.device)))
+        check_evaluations(trainer)
+
+
+def _check_foreign_attack(trainer: BMTARDTrainer) -> None:
+    attack, method = trainer.crafter.attack, trainer.method
+    if attack is None:
+        return
+    if not callable(attack):
+        raise TypeError(
+            f"attack={attack!r:.60} of PGDCollator is a {type(attack).__name__}: pass a torchattacks object or a function "
+            "(images, labels) -> images, or leave it out for PGD"
+        )
+    if method.counts_correct_steps or len(method.adversarial_views) > 1:
+        needs = "several attacks" if len(method.adversarial_views) > 1 else "every step of PGD"
+        raise ValueError(
+            f"attack={getattr(attack, '__name__', type(attack).__name__)} of PGDCollator does not go with method "
+            f"{method.name!r}, which needs {needs}: leave attack= out, or choose another method"
+        )
 
 
 def _compare_radii(trainer: BMTARDTrainer) -> None:

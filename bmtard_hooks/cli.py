@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage(unknown: str | None) -> str:
-    lines = [f"bmtard: unknown command {unknown!r}", ""] if unknown else []
+    near = difflib.get_close_matches(str(unknown), COMMANDS, n=1)
+    hint = f": did you mean bmtard {near[0]}?" if near else f": the commands are {', '.join(COMMANDS)}"
+    lines = [f"bmtard: unknown command {unknown!r}{hint}", ""] if unknown else []
     lines += ["usage: bmtard COMMAND …   (bmtard COMMAND --help lists its options)", ""]
     lines += [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(lines)

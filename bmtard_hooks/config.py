@@ -160,8 +160,13 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         ):
             require_finite(name, getattr(self, name))
         self.train_attack()  # PGDSettings checks eps, step_size, steps, norm and start
-        self.evaluation_attack()
+        try:
+            self.evaluation_attack()
+        except ValueError as error:  # the settings do not know whose they are
+            raise ValueError(f"eval_attack_{error}") from error
         EntropyBalance(self.temperature_rate, self.min_temperature, self.max_temperature, self.entropy_rule)
+        power = self.loss_balance_power
+        require("loss_balance_power", power, power > 0, "a number that must be positive, 1 as in the paper")
         LossBalance(self.weight_rate, self.loss_balance_power)
         for name in ("clean_temperature", "robust_temperature"):
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from transformers import set_seed
 
 from bmtard_hooks.arguments import DataArguments, parse
+from bmtard_hooks.assembly import naming_what_cannot_load
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
-from bmtard_hooks.options import option
+from bmtard_hooks.options import option, require
 from bmtard_hooks.recipe import train_and_measure
 from bmtard_hooks.trainer import BMTARDTrainer
 
@@ -30,11 +32,22 @@ class ModelArguments:
     robust_l2_teacher: str | None = option(None, "The same for the teacher robust in L2 (method bmtard_union).")
     robust_l2_teacher_checkpoint: str | None = option(None, "The same.")
 
+    def __post_init__(self) -> None:
+        for name in ("student_mean", "student_std"):
+            values = getattr(self, name)
+            require(
+                name,
+                values,
+                all(map(math.isfinite, values or [])),
+                "finite numbers, one per channel, such as 0.5 0.5 0.5",
+            )
+
     def create_student(self, num_classes: int, image_size: int) -> PixelClassifier:
         """Build the student."""
-        return create_model(
-            self.student, num_classes, image_size=image_size, mean=self.student_mean, std=self.student_std
-        )
+        with naming_what_cannot_load("student", self.student):
+            return create_model(
+                self.student, num_classes, image_size=image_size, mean=self.student_mean, std=self.student_std
+            )
 
     def load_teachers(self, num_classes: int) -> dict[str, PixelClassifier]:
         """Load the teachers that were named, by role."""
@@ -49,11 +62,12 @@ class ModelArguments:
                     f"--{role}_teacher_checkpoint {checkpoint} needs the architecture it belongs to: pass "
                     f"--{role}_teacher too, for example resnet56_cifar"
                 )
-        return {
-            role: load_teacher(name, checkpoint, num_classes=num_classes)
-            for role, (name, checkpoint) in named.items()
-            if name is not None
-        }
+        loaded = {}
+        for role, (name, checkpoint) in named.items():
+            if name is not None:
+                with naming_what_cannot_load(f"{role} teacher", name):
+                    loaded[role] = load_teacher(name, checkpoint, num_classes=num_classes)
+        return loaded
 
 
 def distil(

@@ -144,7 +144,10 @@ class MethodOptions:
         total = (0.5 if self.iad_alpha is None else self.iad_alpha) + self.iad_clean_alpha
         fits = self.iad_variant == 1 or total <= 1
         require("iad_clean_alpha", self.iad_clean_alpha, fits, "two weights that sum to at most 1 with iad_alpha")
-        PGDSettings(eps=self.l2_eps, step_size=self.l2_step_size, norm="l2")
+        try:
+            PGDSettings(eps=self.l2_eps, step_size=self.l2_step_size, norm="l2")
+        except ValueError as error:  # the settings do not know whose they are
+            raise ValueError(f"l2_{error}") from error
 
 
 _POSITIVE = (

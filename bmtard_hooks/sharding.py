@@ -17,16 +17,13 @@ from bmtard_hooks.callbacks.robust_evaluation import RobustEvaluation
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 from bmtard_hooks.distributed import broadcast_weights, is_sharded
 from bmtard_hooks.events import FiresEvents
+from bmtard_hooks.option_checks import NO_DEEPSPEED, NO_SHARDS
 
 if TYPE_CHECKING:
     from bmtard_hooks.trainer import BMTARDTrainer
 
 Crafting = TypeVar("Crafting", bound=Callable[..., Any])
 TRIED_WITH = "1.15"
-NO_DEEPSPEED = (
-    "DeepSpeed is not supported: its engine takes over forward, backward and optimizer, beside which the attack "
-    "differentiates the student on its own. Use DDP (recipes/accelerate/multi_gpu.yaml) or FSDP2 (fsdp2.yaml)"
-)
 WHOLE = {
     AdversarialWeightPerturbation: "adversarial weight perturbation needs the norm of whole weights and gradients",
     WeightAveraging: "weight averaging copies the whole student, which a sharded one refuses",
@@ -45,10 +42,7 @@ def check_sharding(trainer: BMTARDTrainer) -> None:
         raise ValueError(NO_DEEPSPEED)
     if not trainer.is_fsdp_enabled:
         if trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise ValueError(
-                "FSDP was asked for, but Accelerate shards only over several accelerators and would train whole copies here: "
-                "leave FSDP out, or start one process per GPU with recipes/accelerate/fsdp2.yaml"
-            )
+            raise ValueError(NO_SHARDS)
         if is_sharded(trainer.model):
             raise ValueError("the student is sharded already: pass it whole, and the launcher's FSDP2 shards it")
         return

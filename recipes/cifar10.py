@@ -8,7 +8,7 @@ One process:
 
 On a CPU take `accelerate/cpu.yaml` and `configs/cifar10_small.yaml`. On four GPUs take `accelerate/multi_gpu.yaml` and add
 `--per_device_train_batch_size 32`, which keeps 128 images a step. To go on after an interruption, add
-`--resume_from_checkpoint true`. `configs/README.md` lists the files and the teachers that each method needs. Every option of
+`--resume_from_checkpoint auto`. `configs/README.md` lists the files and the teachers that each method needs. Every option of
 BMTARDConfig can follow, see `--help`.
 """
 

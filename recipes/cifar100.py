@@ -8,7 +8,7 @@ One process:
 
 The clean and the robust teacher are networks of 100 classes, for example `--robust_teacher wrn70_16_cifar
 --robust_teacher_checkpoint FILE`. On four GPUs take `accelerate/multi_gpu.yaml` and add `--per_device_train_batch_size 32`,
-which keeps 128 images a step. To go on after an interruption, add `--resume_from_checkpoint true`. `configs/README.md` lists
+which keeps 128 images a step. To go on after an interruption, add `--resume_from_checkpoint auto`. `configs/README.md` lists
 the files and the teachers that each method needs. Every option of BMTARDConfig can follow, see `--help`.
 """
 

@@ -9,7 +9,7 @@ One process:
 On a CPU take `accelerate/cpu.yaml` and `configs/tiny_imagenet_small.yaml`. On four GPUs take `accelerate/multi_gpu.yaml` and
 divide `--per_device_train_batch_size` by four. The labels of the test images are not public, so the table is of the
 validation split, which plays no other part: checkpoints are chosen on held-out training images. To go on after an
-interruption, add `--resume_from_checkpoint true`. `configs/README.md` lists the files and the teachers that each method
+interruption, add `--resume_from_checkpoint auto`. `configs/README.md` lists the files and the teachers that each method
 needs. Every option of BMTARDConfig can follow, see `--help`.
 """
 

@@ -8,7 +8,7 @@ A small one on a CPU, and one of the paper's on a GPU:
         --config recipes/configs/teachers/tiny_imagenet_robust.yaml --output_dir outputs/robust
 
 On four GPUs take `accelerate/multi_gpu.yaml` and divide `--per_device_train_batch_size` by four. To go on after an interruption,
-add `--resume_from_checkpoint true`. `configs/README.md` lists the files. Every option of BMTARDConfig can follow, see `--help`.
+add `--resume_from_checkpoint auto`. `configs/README.md` lists the files. Every option of BMTARDConfig can follow, see `--help`.
 """
 
 from __future__ import annotations

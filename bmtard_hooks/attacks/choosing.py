@@ -11,6 +11,7 @@ from torch import nn
 
 from bmtard_hooks.attacks.base import Attack
 from bmtard_hooks.attacks.foreign import Foreign
+from bmtard_hooks.attacks.pgd import NORMS
 from bmtard_hooks.attacks.suite import ATTACKS, PRESETS, TRANSFERRED, UNIONS
 from bmtard_hooks.attacks.transfer import Transfer
 
@@ -71,6 +72,8 @@ def choose_attacks(
         ValueError: for an unknown name or setting (with the nearest ones), a setting out of range, a norm that an attack
             asked for by name does not know, or a transfer attack without a surrogate.
     """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown: choose one of {', '.join(NORMS)}")
     plan = AttackPlan(ball=(norm, eps))
     chooser = _Chooser(eps, norm, surrogate, surrogate_name)
     if isinstance(chosen, Mapping):
@@ -114,8 +117,14 @@ class _Chooser:
         parts = UNIONS.get(name, (name,))
         named: dict[str, Attack] = {}
         for part in parts:
+            found = self._find(part)
+            wanted = changes.get("norm", self.norm)
+            if wanted in NORMS and wanted not in found.norms:
+                raise ValueError(
+                    f"norm={wanted!r}: {part} knows {', '.join(found.norms)} alone: leave it out, or pass another norm"
+                )
             label = part if not changes and column == name else f"{column}/{part}" if len(parts) > 1 else column
-            named[label] = self._change(self._find(part), changes, part)
+            named[label] = self._change(found, changes, part)
         return named
 
     def obstacle(self, name: str) -> str | None:
@@ -187,6 +196,8 @@ def _split(word: str) -> tuple[str, dict[str, str]]:
         key, equals, value = entry.partition("=")
         if not equals:
             raise ValueError(f"{word!r}: write settings as {name}:setting=value,setting=value")
+        if key.strip() in changes:
+            raise ValueError(f"{word!r}: {key.strip()} is set twice, expected once: delete one of them")
         changes[key.strip()] = value.strip()
     return name.strip(), changes
 
@@ -202,7 +213,14 @@ def _value(attack: Attack, key: str, text: str, name: str) -> Any:
         return readers[kind](text)
     except ValueError as error:
         wanted = {"bool": "true or false", "int": "a whole number", "float": "a number or a fraction such as 8/255"}
-        raise ValueError(f"{name}:{key}={text}: expected {wanted[kind]}") from error
+        raise ValueError(
+            f"{name}:{key}={text}: expected {wanted[kind]}, as in {name}:{key}={_default(attack, key)}"
+        ) from error
+
+
+def _default(attack: Attack, key: str) -> str:
+    value = getattr(attack, key)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read_bool(text: str) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bmtard_hooks.arguments import option, parse
 from bmtard_hooks.attacks.choosing import read_number
-from bmtard_hooks.commands.inputs import ImageArguments, model_of, name_of, require
+from bmtard_hooks.commands.inputs import ImageArguments, model_of, name_of, require, require_device
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
+from bmtard_hooks.option_checks import require_directory
 from bmtard_hooks.reporting.outputs import write_report
 from bmtard_hooks.reporting.tables import robustness_table
 
@@ -49,6 +50,9 @@ def evaluate(argv: Sequence[str]) -> str:
     """Measure a model's robustness and write a report."""
     options, images = parse([EvaluateArguments, ImageArguments], argv, evaluate.__doc__, "bmtard evaluate")
     require(options, "model", "output_dir")
+    require_directory("--output_dir", options.output_dir)
+    require_device(options.device)
+    eps = _number(options.eps)
     data = images.load()
     directory = Path(options.output_dir)
     surrogate = options.surrogate
@@ -63,7 +67,7 @@ def evaluate(argv: Sequence[str]) -> str:
         dataset_name=f"{name_of(images.dataset)}, {images.split}",
         state_dir=directory / "state",
         device=options.device,
-        eps=_number(options.eps),
+        eps=eps,
         **{name: getattr(options, name) for name in ("norm", "mode", "batch_size", "seed", "clean_weight", "checks")},
         check_images=options.check_images,
     )

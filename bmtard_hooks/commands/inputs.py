@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from bmtard_hooks.arguments import option
+from bmtard_hooks.arguments import naming_data_set, option, splits_of
 from bmtard_hooks.image_tensors import ImageTensors, load_images
 from bmtard_hooks.models import load_teacher
 
@@ -26,16 +27,33 @@ class ImageArguments:
     image_mode: str = option("RGB", "RGB, or L for models of one channel.")
 
     def load(self) -> ImageTensors:
-        """Read the images."""
-        return load_images(
-            self.dataset,
-            self.split,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            limit=self.limit,
-            image_size=self.image_size,
-            mode=self.image_mode,
-        )
+        """Read the images.
+
+        Raises:
+            FileNotFoundError: if there is no such data set.
+            ValueError: for a split that it lacks, and as ``load_images`` does.
+        """
+        side = self.image_size
+        if side is not None and side < 1:
+            raise ValueError(f"--image_size {side} is no side of a square: pass pixels, 1 or more, or leave it out")
+        with naming_data_set(self.dataset):
+            try:
+                return load_images(
+                    self.dataset,
+                    self.split,
+                    image_column=self.image_column,
+                    label_column=self.label_column,
+                    limit=self.limit,
+                    image_size=side,
+                    mode=self.image_mode,
+                )
+            except ValueError as error:
+                existing = splits_of(self.dataset) if "split" in str(error) else [self.split]
+                if self.split in existing:
+                    raise
+                raise ValueError(
+                    f"{self.dataset} has no split {self.split!r}: pass --split with one of {', '.join(existing)}"
+                ) from error
 
 
 def model_of(name: str, checkpoint: str | None, num_classes: int) -> str | nn.Module:
@@ -52,4 +70,13 @@ def require(options: Any, *names: str) -> None:
     """Raise ``ValueError`` naming the options that were left empty."""
     missing = [f"--{name}" for name in names if not getattr(options, name)]
     if missing:
-        raise ValueError(f"missing {', '.join(missing)}")
+        raise ValueError(f"missing {', '.join(missing)}: pass a value for each, --help says what")
+
+
+def require_device(name: str | None) -> None:
+    """Raise ``ValueError`` for a device that this machine does not have; None passes."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}): pass cpu, cuda or cuda:0") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bmtard_hooks.evaluation.report import RobustnessReport
+from bmtard_hooks.option_checks import require_directory
 from bmtard_hooks.plots.accuracies import REPORT, find_report
 from bmtard_hooks.plots.outputs import KINDS, last_values, plot_runs
 from bmtard_hooks.plots.runs import Run, load_run, names_of
@@ -18,6 +19,7 @@ NO_REPORT = "-"
 def plot(argv: Sequence[str]) -> str:
     """Draw what runs logged: accuracies, knowledge scales, relative losses, temperatures and weights (Figures 3 to 6)."""
     options = _parser().parse_args(list(argv))
+    require_directory("--output_dir", options.output_dir)
     for name in ("names", "reports"):
         given = getattr(options, name)
         if given is not None and len(given) != len(options.runs):

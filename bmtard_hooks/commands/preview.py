@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bmtard_hooks.arguments import option, parse
-from bmtard_hooks.commands.inputs import ImageArguments, model_of, require
+from bmtard_hooks.assembly import naming_what_cannot_load
+from bmtard_hooks.commands.inputs import ImageArguments, model_of, require, require_device
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.preview import preview_teachers
 from bmtard_hooks.models.teachers import as_teacher
@@ -29,12 +30,17 @@ def preview(argv: Sequence[str]) -> str:
     """Show how much a pair of teachers knows (the paper's Table I) and at which temperatures they meet, without training."""
     options, images = parse([PreviewArguments, ImageArguments], argv, preview.__doc__, "bmtard preview")
     require(options, "clean_teacher", "robust_teacher")
+    require_device(options.device)
     data = images.load()
     named = [
         (options.clean_teacher, options.clean_teacher_checkpoint),
         (options.robust_teacher, options.robust_teacher_checkpoint),
     ]
-    clean, robust = (as_teacher(model_of(name, checkpoint, data.num_classes)) for name, checkpoint in named)
+    teachers = []
+    for role, (name, checkpoint) in zip(("clean", "robust"), named, strict=True):
+        with naming_what_cannot_load(f"{role} teacher", name):
+            teachers.append(as_teacher(model_of(name, checkpoint, data.num_classes)))
+    clean, robust = teachers
     shown = preview_teachers(
         clean,
         robust,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bmtard_hooks.evaluation.comparison import compare
+from bmtard_hooks.option_checks import require_directory
 from bmtard_hooks.reporting.outputs import write_report
 from bmtard_hooks.reporting.report_file import load_report
 from bmtard_hooks.reporting.tables import robustness_table
@@ -18,7 +19,13 @@ def report(argv: Sequence[str]) -> str:
     parser.add_argument("reports", nargs="+", help="report.json files, or the directories that hold them")
     parser.add_argument("--output_dir", required=True, help="directory for the table, the figures and the page")
     options = parser.parse_args(list(argv))
+    require_directory("--output_dir", options.output_dir)
     paths = [Path(given) / "report.json" if Path(given).is_dir() else Path(given) for given in options.reports]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: pass report.json files that `bmtard evaluate` wrote, or the directories that hold them"
+            )
     loaded = [load_report(path) for path in paths]
     comparisons = {f"{loaded[0].model} and {other.model}": compare(loaded[0], other) for other in loaded[1:]}
     extra = {name: comparison.to_markdown() for name, comparison in comparisons.items()}

@@ -88,7 +88,8 @@ def _load(role: str, name: str) -> PixelClassifier:
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"the {role} {name!r} cannot be loaded, neither from a directory here nor as a hub id: {reason}"
+            f"the {role} {name!r} cannot be loaded, neither from a directory here nor as a hub id: {reason} Pass a directory that "
+            "save_model wrote, or unset HF_HUB_OFFLINE to download"
         ) from error
 
 

@@ -7,61 +7,8 @@ import pytest
 import torch
 from conftest import sharp_net, tiny_data, tiny_net
 
-from bmtard_hooks import BMTARDConfig, BMTARDTrainer, DistillationCallback, ImageTensors, create_model
+from bmtard_hooks import BMTARDTrainer, DistillationCallback, ImageTensors, create_model
 from bmtard_hooks.sharding import check_sharding
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"method": "bmtadr"}, "unknown method 'bmtadr': did you mean bmtard"),
-        ({"eps": 8}, r"eps=8 is outside \(0, 1\]: pixels are in \[0, 1\], pass 8/255"),
-        ({"eps": 0.0}, "eps=0.0 must be a positive number"),
-        ({"eval_attack_eps": -1}, "eps=-1 must be a positive number"),
-        ({"steps": -1}, "steps=-1 is not a number of steps"),
-        ({"norm": "max"}, "norm='max' is unknown"),
-        ({"start": "somewhere"}, "start='somewhere' is unknown"),
-        ({"min_temperature": 5.0, "max_temperature": 2.0}, r"temperature bounds \[5.0, 2.0\] are crossed"),
-        ({"min_temperature": 0.0}, r"temperature bounds \[0.0, 10.0\] are crossed or not positive"),
-        (
-            {"clean_temperature": 0.5},
-            r"clean_temperature=0.5 is outside \[min_temperature, max_temperature\] = \[1.0, 10.0\]",
-        ),
-        ({"robust_temperature": 11.0}, "robust_temperature=11.0 is outside"),
-        ({"temperature_rate": 0.0}, "temperature_rate=0.0 must be positive"),
-        ({"weight_rate": 2.0}, r"weight_rate=2.0 is outside \(0, 1\]"),
-        ({"loss_balance_power": -1.0}, "loss_balance_power=-1.0 must be positive"),
-        ({"entropy_rule": "sum"}, "entropy_rule='sum' is unknown: choose one of difference, ratio"),
-        ({"clean_weight": -0.1}, "clean_weight=-0.1, robust_weight=None: pass two non-negative numbers"),
-        ({"clean_weight": 0.0, "robust_weight": 0.0}, "not both 0"),
-        ({"loss_scale": 0.0}, "loss_scale=0.0 is not allowed: pass a positive number"),
-        ({"log_eps": -1e-5}, "log_eps=-1e-05 is not allowed"),
-        ({"trades_beta": -1.0}, "trades_beta=-1.0 is not allowed"),
-        ({"momentum": 1.0}, r"momentum=1.0 is not allowed: pass a number in \[0, 1\)"),
-        ({"lr_gamma": 0.0}, "lr_gamma=0.0 is not allowed"),
-        ({"lr_milestones": [3, 2]}, r"lr_milestones=\[3, 2\] is not allowed: pass increasing"),
-        ({"lr_milestones": [3], "lr_scheduler_type": "cosine"}, "contradict each other: drop one"),
-        ({"augment": "mixup"}, "augment='mixup' is not allowed: pass one of crop_flip, crop, flip, none"),
-        ({"crop_padding": -2}, "crop_padding=-2 is not allowed"),
-        ({"nesterov": True, "momentum": 0.0}, "nesterov=True is not allowed: pass False, or a positive momentum"),
-        ({"w_robust_clean_weight": 1.2}, "w_robust_clean_weight=1.2 is not allowed"),
-        ({"fp16": True}, "fp16=True on a CPU would silently train in float32"),
-        ({"bf16_full_eval": True}, "would quantise the attacked images"),
-    ],
-)
-def test_config_refuses(options, message, tmp_path):
-    if "fp16" in options and torch.accelerator.is_available():
-        options = {**options, "use_cpu": True}
-    with pytest.raises(ValueError, match=message):
-        BMTARDConfig(output_dir=str(tmp_path / "run"), **options)
-    assert not (tmp_path / "run").exists()
-
-
-def test_fp16_settings_are_accepted_where_there_is_an_accelerator(monkeypatch, tmp_path):
-    # transformers looks for the device itself, so only this library's own check is exercised here
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: None)
-    assert BMTARDConfig(output_dir=str(tmp_path), fp16=True).fp16
 
 
 def with_label_column(labels):
@@ -243,7 +190,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_traine
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=4 // accumulation,
     )
-    with pytest.raises(FloatingPointError, match="step 3: loss_clean = nan, entropy_clean = nan"):
+    with pytest.raises(FloatingPointError, match="step 3: the clean teacher's logits are not finite"):
         trainer.train()
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
