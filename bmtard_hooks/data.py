@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bmtard_hooks.decoding import LABEL_COLUMNS
+from bmtard_hooks.decoding import LABEL_COLUMNS, as_label, as_labels
 from bmtard_hooks.image_tensors import ImageTensors
+from bmtard_hooks.row_numbers import FetchedRows, TracedRows, fetch_rows, with_positions
 
 AUGMENTATIONS = ("crop_flip", "crop", "flip", "none")
 
@@ -98,8 +99,7 @@ class NumberedRows(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> NumberedBatch:
         """Fetch a batch at once if the data set can, as a ``DataLoader`` would without the numbers."""
-        fetch = getattr(self.rows, "__getitems__", None)
-        return NumberedBatch(indices, fetch(indices) if callable(fetch) else [self.rows[index] for index in indices])
+        return NumberedBatch(indices, with_positions(fetch_rows(self.rows, indices), indices))
 
 
 class NumberedCollate:
@@ -118,7 +118,7 @@ class NumberedCollate:
             return {**self.collate(rows.rows), "image_index": torch.tensor(rows.positions)}
         if not all(isinstance(row, Numbered) for row in rows):
             return self.collate(rows)
-        batch = self.collate([row.row for row in rows])
+        batch = self.collate(with_positions([row.row for row in rows], [row.position for row in rows]))
         return {**batch, "image_index": torch.tensor([row.position for row in rows])}
 
 
@@ -131,6 +131,12 @@ def numbered(rows: Any) -> Any:
     if isinstance(rows, dict):
         return {name: numbered(value) for name, value in rows.items()}
     return NumberedRows(rows) if is_map_style(rows) and not isinstance(rows, NumberedRows) else rows
+
+
+def traced(rows: Any) -> Any:
+    """Let a data set that can be broken name the row that is; tensors in memory and streams come back as they are."""
+    in_memory = isinstance(rows, ImageTensors) and type(rows).__getitem__ is ImageTensors.__getitem__
+    return TracedRows(rows) if is_map_style(rows) and not in_memory else rows
 
 
 def is_map_style(rows: Any) -> bool:
@@ -158,5 +164,8 @@ def label_range(rows: Any, label_column: str) -> tuple[int, int] | None:
         return int(rows.labels.min()), int(rows.labels.max())
     if not hasattr(rows, "unique") or label_column not in getattr(rows, "column_names", ()):
         return None
-    labels = rows.unique(label_column)
-    return int(min(labels)), int(max(labels))
+    try:
+        labels = [as_label(value) for value in rows.unique(label_column)]
+    except ValueError:
+        labels = as_labels(rows[label_column], FetchedRows(positions=range(len(rows))))  # says in which row
+    return min(labels), max(labels)

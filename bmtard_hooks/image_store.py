@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,14 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of the file's name, raised whenever the same rows would be decoded to other bytes."""
 
 
 class ImageStore:
     """One file of bytes ``(N, C, H, W)`` for the images of a ``datasets.Dataset``.
 
-    The file is written whole under another name and then renamed, so a reader finds all of it or nothing, and of several
+    Nothing in it is unpickled or unpacked. The file is written whole under another name and then renamed, so a reader finds all of it or nothing, and of several
     processes that write it at once the last one wins. A file that does not fit the rows counts as missing.
 
     Args:
@@ -46,17 +47,24 @@ class ImageStore:
         Processes share the pages of the file. Writing to the tensor changes neither the file nor other processes.
         """
         try:
-            if any(source.stat().st_mtime > self.path.stat().st_mtime for source in self.sources):
+            if not self._may_be_read():
                 return None
             # mode "c" is writable and private: torch warns of arrays that are not writable
-            array = np.load(self.path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # missing, cut off, or something else
+            array = np.lib.format.open_memmap(self.path, mode="c")
+        except (OSError, ValueError, EOFError, OverflowError):  # missing, cut off, or something else
             return None
-        if not isinstance(array, np.memmap) or array.dtype != np.uint8 or array.ndim != 4 or len(array) != self.count:
+        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != self.count:
             return None
         images = torch.from_numpy(array)
         sample = sorted({0, self.count // 2, self.count - 1})
         return images if all(torch.equal(images[index], self.decode(index)) for index in sample) else None
+
+    def _may_be_read(self) -> bool:
+        """Tell whether there is an ordinary file, not older than the rows, of somebody who could change the rows as well."""
+        own, tables = self.path.stat(), [source.stat() for source in self.sources]
+        trusted = {0, *(table.st_uid for table in tables), *([os.getuid()] if hasattr(os, "getuid") else [])}
+        newest = max(table.st_mtime for table in tables)
+        return stat.S_ISREG(own.st_mode) and own.st_uid in trusted and newest <= own.st_mtime
 
     def write(self, images: Tensor) -> Tensor:
         """Keep images on disk, and return them mapped from there; as they came if that is not possible.

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, as_pixels, find_column, require_pixels, to_planes
+from bmtard_hooks.decoding import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    as_labels,
+    as_pixels,
+    check_labels,
+    find_column,
+    picture_planes,
+    require_pixels,
+    to_planes,
+)
 from bmtard_hooks.image_store import find_store, is_plain_table
+from bmtard_hooks.picture_rules import plain_picture
+from bmtard_hooks.row_numbers import FetchedRows, fetch_rows
 
 CHUNK = 256
 """Rows that are decoded at a time."""
@@ -22,7 +33,7 @@ class ImageTensors(torch.utils.data.Dataset):
 
     Args:
         images: ``(N, C, H, W)`` uint8, or float32 in [0, 1] where the pixels are not bytes.
-        labels: ``(N,)`` integers.
+        labels: ``(N,)`` integers, or floats that are whole.
         label_names: name of each class, if known.
         split_name: what the data set calls the split, if known (``test`` …).
 
@@ -44,6 +55,9 @@ class ImageTensors(torch.utils.data.Dataset):
             )
         if images.dtype == torch.float32 and images.numel():
             require_pixels(images, "an image")
+        if labels.is_floating_point() and not torch.equal(labels, labels.round()):  # NaN is not equal to itself
+            wrong = int((labels != labels.round()).int().argmax())
+            raise ValueError(f"row {wrong}: the label {labels[wrong].item()} is no whole number: pass class indices")
         self.images = images
         self.labels = labels.long()
         self.label_names = list(label_names) if label_names is not None else None
@@ -185,7 +199,8 @@ def as_image_tensors(
         keep: see ``load_images``.
 
     Raises:
-        ValueError: if it is empty, has no labels, a column is missing or the images differ in size.
+        ValueError: if it is empty, has no labels, a column is missing or the images differ in size; and naming the first row
+            whose picture or label is refused (see ``plain_picture`` and ``as_label``).
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: pass a positive number of images, or None for all")
@@ -194,7 +209,7 @@ def as_image_tensors(
         raise ValueError("the data set is empty: there is nothing to measure or to train on")
     if isinstance(rows, ImageTensors):
         return rows if count == len(rows) else rows.subset(range(count))
-    first = rows[0]
+    first = fetch_rows(rows, [0])[0]
     if isinstance(first, dict):
         image_key: Any = find_column(list(first), image_column, IMAGE_COLUMNS, "image")
         label_key: Any = find_column(list(first), label_column, LABEL_COLUMNS, "label")
@@ -203,7 +218,11 @@ def as_image_tensors(
     store = None
     if keep:
         store = find_store(
-            rows, image_key, mode, image_size, lambda index: _decode(rows[index][image_key], mode, image_size)
+            rows,
+            image_key,
+            mode,
+            image_size,
+            lambda index: _decode_rows(rows, [index], image_key, mode, image_size)[0][0],
         )
     kept = store.read() if store is not None else None
     if kept is not None:
@@ -212,13 +231,9 @@ def as_image_tensors(
         images, given = _decode_all(rows, count, image_key, label_key, mode, image_size)
         if store is not None and count == len(rows) and images.dtype == torch.uint8:
             images = store.write(images)
-    labels = [-1 if label is None else int(label) for label in given]
-    if min(labels) < 0:
-        raise ValueError(
-            f"{labels.count(min(labels))} of {count} images have the label {min(labels)}, which marks unlabelled ones: "
-            "choose a split with labels"
-        )
+    labels = as_labels(given, FetchedRows(positions=range(count)))
     names = getattr((getattr(rows, "features", None) or {}).get(label_key), "names", None)
+    check_labels(labels, names)
     split = getattr(rows, "split", None)
     return ImageTensors(images, torch.tensor(labels), names, None if split is None or callable(split) else str(split))
 
@@ -228,7 +243,7 @@ def decodes_pictures(rows: Any) -> bool:
 
     Not if it has a transform of its own: that may be random, so decoding once would change what it gives.
     """
-    return is_plain_table(rows) and any(isinstance(value, Image.Image) for value in rows[0].values())
+    return is_plain_table(rows) and any(isinstance(value, Image.Image) for value in fetch_rows(rows, [0])[0].values())
 
 
 def _decode_all(
@@ -236,22 +251,33 @@ def _decode_all(
 ) -> tuple[Tensor, list[Any]]:
     images: list[Tensor] = []
     labels: list[Any] = []
-    fetch = getattr(rows, "__getitems__", None)
     for start in range(0, count, CHUNK):
         positions = range(start, min(start + CHUNK, count))
-        for item in fetch(list(positions)) if callable(fetch) else (rows[position] for position in positions):
-            images.append(_decode(item[image_key], mode, size))
-            labels.append(item[label_key])
+        decoded, items = _decode_rows(rows, positions, image_key, mode, size)
+        images += decoded
+        labels += [item[label_key] for item in items]
     return _stack(images), labels
+
+
+def _decode_rows(
+    rows: Any, positions: Sequence[int], image_key: Any, mode: str, size: int | None
+) -> tuple[list[Tensor], Sequence[Any]]:
+    items = fetch_rows(rows, list(positions))
+    images = []
+    for position, item in zip(positions, items, strict=True):
+        try:
+            images.append(_decode(item[image_key], mode, size))
+        except ValueError as error:
+            raise ValueError(f"row {position}: {error}") from error
+    return images, items
 
 
 def _decode(image: Any, mode: str, size: int | None) -> Tensor:
     if isinstance(image, Image.Image):
-        image = image if image.mode == mode else image.convert(mode)
-        if size is not None and image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        array = torch.from_numpy(np.array(image))
-        return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+        picture = plain_picture(image, mode)
+        if size is not None and picture.size != (size, size):
+            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        return picture_planes(picture)
     planes = to_planes(image, mode)
     if size is not None and planes.shape[1:] != (size, size):
         raise ValueError(f"image_size={size} is for PIL images: these are arrays of shape {tuple(planes.shape)}")

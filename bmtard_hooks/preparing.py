@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.data import traced
 from bmtard_hooks.decoding import as_pixels
 
 
@@ -16,6 +18,7 @@ class PreparesBatches(Trainer):
     """Lets images travel as bytes and turns them into pixels where they are used."""
 
     args: BMTARDConfig
+    train_dataset: Any
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let the loader not wait for the GPU when it sends the next batch from pinned memory. See ``Trainer``.
@@ -26,6 +29,16 @@ class PreparesBatches(Trainer):
         super().create_accelerator_and_postprocess()
         if self.args.dataloader_pin_memory:
             self.accelerator.dataloader_config.non_blocking = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load the training set so that a row that cannot be read is named. See ``Trainer``."""
+        given = self.train_dataset
+        if given is not None and not self.args.remove_unused_columns:  # which asks what kind of data set it is
+            self.train_dataset = traced(given)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = given
 
     def _prepare_inputs(self, inputs: dict[str, Tensor | Any]) -> dict[str, Tensor | Any]:
         """Move a batch to the training device and make pixels of its bytes there. See ``Trainer``.

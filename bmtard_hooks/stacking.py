@@ -12,12 +12,14 @@ from bmtard_hooks.decoding import (
     CHANNELS,
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
+    as_labels,
     as_pixels,
     find_column,
     require_pixels,
     stack_images,
 )
 from bmtard_hooks.image_tensors import ImageRows
+from bmtard_hooks.row_numbers import row_name
 
 
 def stack_rows(
@@ -41,7 +43,8 @@ def stack_rows(
         ``labels`` ``(B,)``.
 
     Raises:
-        ValueError: for missing columns, images of several sizes or outside [0, 1].
+        ValueError: for missing columns, images of several sizes or outside [0, 1], and naming the first row with a picture or
+            label that is refused.
     """
     if isinstance(rows, ImageRows) and _are_whole(rows, image_column, label_column):
         if rows.images.is_floating_point():
@@ -54,18 +57,25 @@ def stack_rows(
         label_key: Any = find_column(columns, label_column, LABEL_COLUMNS, "label")
     else:
         image_key, label_key = 0, 1
-    images = stack_images([row[image_key] for row in rows], mode, keep_bytes)
-    return {"pixel_values": images, "labels": torch.tensor([int(row[label_key]) for row in rows])}
+    images = stack_images([row[image_key] for row in rows], mode, keep_bytes, rows)
+    return {"pixel_values": images, "labels": torch.tensor(as_labels([row[label_key] for row in rows], rows))}
 
 
-def require_labels(labels: Tensor, num_classes: int | None) -> None:
-    """Raise ``ValueError`` if a label ``(B,)`` is none of ``num_classes``, or negative."""
+def require_labels(labels: Tensor, num_classes: int | None, rows: Any = None) -> None:
+    """Raise ``ValueError`` if a label ``(B,)`` is none of ``num_classes``, or negative.
+
+    Args:
+        labels: of the batch.
+        num_classes: number of classes; None if it is not known.
+        rows: the batch, which may know its positions, for the message.
+    """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         last = "?" if num_classes is None else num_classes - 1
+        wrong = int((labels.argmin() if low < 0 else labels.argmax()).item())
         raise ValueError(
-            f"labels from {low} to {high} do not fit {num_classes} classes (0 to {last}): check label_column and "
-            "the student's class count"
+            f"labels from {low} to {high} do not fit {num_classes} classes (0 to {last}), first in {row_name(rows, wrong)}: "
+            "check label_column and the student's class count"
         )
 
 

@@ -54,7 +54,13 @@ def tiny_data(count=16, num_classes=4, seed=0, size=8):
 
 
 COUNTED = (
-    *("kills survived", "signals survived", "full disks survived", "damaged checkpoints refused", "bad numbers caught"),
+    *(
+        "kills survived",
+        "signals survived",
+        "full disks survived",
+        "damaged checkpoints refused",
+        "bad numbers caught",
+    ),
     *("bad inputs refused", "hostile files refused", "properties", "property cases"),
 )
 

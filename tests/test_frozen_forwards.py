@@ -144,7 +144,7 @@ class Watch(TrainerCallback):
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"augment": "crop_flip"}])
 def test_no_step_reads_anything_back_but_the_alarm_for_losses_that_are_not_finite(make_trainer, monkeypatch, options):
     # on a CPU the alarm looks at once; on a GPU it copies without waiting
-    monkeypatch.setattr("bmtard_hooks.observation.FiniteGuard.watch", lambda *args: None)
+    monkeypatch.setattr("bmtard_hooks.finite_guard.FiniteGuard.watch", lambda *args: None)
     watch = Watch(HostReads())
     make_trainer(tiny_net(0, batch_norm=True), tiny_data(32), callbacks=[watch], logging_steps=100, **options).train()
     assert len(watch.per_step) >= 3

@@ -16,7 +16,10 @@ def test_metrics_average_losses_keep_the_last_weight_and_start_over():
 def test_guard_names_step_and_parts():
     guard = FiniteGuard()
     guard.watch(0, {"loss_a": torch.tensor(1.0)})
-    with pytest.raises(FloatingPointError, match=r"^step 8: loss_b = inf, then loss_c\. Likely cause: the student's logits overflow.*Training stopped"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"^step 8: loss_b = inf, then loss_c\. Likely cause: the student's logits overflow.*Training stopped",
+    ):
         guard.watch(
             7, {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(torch.inf), "loss_c": torch.tensor(torch.nan)}
         )

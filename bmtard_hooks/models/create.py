@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from bmtard_hooks.models.architectures import build_architecture, separate_shared_weights, wrap_as_built
-from bmtard_hooks.models.checkpoints import load_weights
+from bmtard_hooks.models.architectures import (
+    build_architecture,
+    check_architecture,
+    separate_shared_weights,
+    wrap_as_built,
+)
+from bmtard_hooks.models.checkpoints import code_refusal, load_weights, names_code, why_not_finite
 from bmtard_hooks.models.image_sizes import as_sides, explain_network, first_line, try_size
 from bmtard_hooks.models.pixels import PixelClassifier, answer_once, find_normalisation
+from bmtard_hooks.models.untrusted_files import check_saved_directory
 
 logger = logging.getLogger(__name__)
+
+READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments of ``timm.create_model`` that name files or addresses, which some releases of timm read with all code in them."""
 
 
 def create_model(
@@ -59,6 +69,7 @@ def create_model(
         if sides is not None:
             _check_size(model, name, sides)
     else:
+        _refuse_files(model_args, "the arguments")
         weights: dict[str, Any] = {"checkpoint": checkpoint, "pretrained": pretrained}
         model = as_classifier(
             build_architecture(name, num_classes, model_args, sides=sides, **weights), None, mean, std
@@ -75,13 +86,46 @@ def _from_saved(
     std: Sequence[float] | None,
     trust_remote_code: bool,
 ) -> PixelClassifier:
-    backbone = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if Path(name).is_dir():
+        check_saved_directory(Path(name))
+    backbone = _read_saved(name, bool(trust_remote_code))  # None would ask at the terminal
     if checkpoint is not None:
         load_weights(getattr(backbone, "timm_model", backbone), checkpoint)
     processor = None  # our own directories record the normalisation in config.json
     if getattr(backbone.config, "pixel_mean", None) is None:
         processor = _image_processor(name, trust_remote_code)
     return as_classifier(_realigned(backbone), processor, mean, std)
+
+
+def _read_saved(name: str, trust_remote_code: bool) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if config.model_type == "timm_wrapper":
+        _refuse_files(config.model_args or {}, f"model_args in the config.json of {name}")
+        check_architecture(config.architecture)
+    try:
+        backbone = AutoModelForImageClassification.from_pretrained(
+            name, config=config, trust_remote_code=trust_remote_code
+        )
+    except pickle.UnpicklingError as error:
+        what = f"the pytorch_model.bin of {name}"
+        raise ValueError(code_refusal(what) if names_code(error) else f"{what} is damaged: copy it again") from error
+    trained = [*backbone.named_parameters(), *((n, b) for n, b in backbone.named_buffers() if "running_" in n)]
+    broken = [reason for key, value in trained if (reason := why_not_finite(key, value.detach())) is not None]
+    if broken:
+        raise ValueError(
+            f"{name} has weights that nothing can be computed with ({len(broken)} tensors, {broken[0]}): pass a model from "
+            "before its training went wrong"
+        )
+    return backbone
+
+
+def _refuse_files(model_args: Mapping[str, Any], where: str) -> None:
+    found = [key for key in READS_FILES if key in model_args]
+    if found:
+        raise ValueError(
+            f"{where} set {', '.join(found)}, with which timm would read files or addresses by itself: leave it out, and pass "
+            "weights as checkpoint=FILE, which is read without running code, or pretrained=True"
+        )
 
 
 def _check_size(model: PixelClassifier, name: str, sides: tuple[int, int]) -> None:
@@ -191,6 +235,8 @@ def is_hub_id(name: str) -> bool:
 
 def _image_processor(name: str, trust_remote_code: bool) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError):
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=bool(trust_remote_code))
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise  # without it, the model would get images that are normalised in another way
         return None

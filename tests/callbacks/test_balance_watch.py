@@ -44,7 +44,9 @@ def test_temperature_at_its_upper_bound_is_warned_about_once_and_named(warnings_
 @pytest.mark.parametrize("value, words", [(1e-4, "nearly 0"), (0.9999, "nearly everything")])
 def test_weight_that_leaves_nothing_to_the_other_part_is_warned_about(warnings_of, value, words):
     messages = warnings_of(("weights", "clean", value), ("weights", "robust", 1 - value), weight_rate=1e-9)
-    assert len(messages) == 2 and any(m.startswith(f"the clean loss has a weight of {words} since step") for m in messages)
+    assert len(messages) == 2 and any(
+        m.startswith(f"the clean loss has a weight of {words} since step") for m in messages
+    )
 
 
 def test_method_without_balance_is_not_watched(warnings_of):

@@ -31,7 +31,6 @@ def finish(*launchers):
         assert launcher.returncode == 0, errors[-4000:]
 
 
-def launch(script, output, *words, flags=(), ranks=2):
-    """Run a script to its end; the JSON of every rank, in order."""
-    finish(start(script, output, *words, flags=flags))
+def read_ranks(output, ranks):
+    """The JSON of every rank, in order."""
     return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(ranks)]

@@ -2,13 +2,8 @@
 
 import gc
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-
-from accelerate import PartialState
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
@@ -102,8 +97,3 @@ def main(output):
     found["world size"] = trainer.args.world_size
     found["refusal"] = refusal(output / "refused")
     Path(output, f"rank{trainer.args.process_index}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit

@@ -1,6 +1,5 @@
 """The files for ``accelerate launch``: each can be read, and each that can run on a CPU starts what it says."""
 
-import json
 import os
 import socket
 
@@ -10,7 +9,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from conftest import TinyNet, tiny_net
-from launching import FILES, finish, launch, start
+from launching import FILES, finish, read_ranks, start
 
 pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 KINDS = {  # distributed type, machines, processes, on the CPU, mixed precision
@@ -67,7 +66,8 @@ def test_mixed_precision_of_file_flag_and_option(name, flags, option, expected, 
 
 
 def test_cpu_file_starts_one_process_in_float32(tmp_path):
-    (found,) = launch("train_as_launched.py", tmp_path, flags=["--config_file", FILES / "cpu.yaml"], ranks=1)
+    finish(start("train_as_launched.py", tmp_path, flags=["--config_file", FILES / "cpu.yaml"]))
+    (found,) = read_ranks(tmp_path, 1)
     assert (found["world size"], found["mixed precision"]) == (1, "no")
 
 
@@ -78,6 +78,6 @@ def test_file_of_several_machines_joins_their_launchers(tmp_path):
     flags = ["--config_file", FILES / "multi_node.yaml", "--num_machines", 2, "--num_processes", 2]
     flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
     finish(*(start("train_as_launched.py", tmp_path, flags=[*flags, "--machine_rank", rank]) for rank in (0, 1)))
-    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    found = read_ranks(tmp_path, 2)
     assert [rank["world size"] for rank in found] == [2, 2] and found[0]["weights"] == found[1]["weights"]
     assert found[0]["mixed precision"] == "bf16"

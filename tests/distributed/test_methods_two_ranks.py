@@ -1,30 +1,17 @@
 """Two processes for the methods that look at more than their own images, or train more than the student."""
 
 import importlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from train_methods_two_ranks import ALIKE, LIKE_ONE, build, left_by, same_noise_for_every_image
+from forked_ranks import run
+from train_methods_two_ranks import ALIKE, LIKE_ONE, build, left_by, main, same_noise_for_every_image
 
 pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
-SCRIPT = Path(__file__).with_name("train_methods_two_ranks.py")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    output = tmp_path_factory.mktemp("methods")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--num_processes", "2", "--multi_gpu", "--main_process_port", "0"]  # fmt: skip
-    done = subprocess.run(
-        [*launch, str(SCRIPT), str(output)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(2)]
+    found = run(main, tmp_path_factory.mktemp("methods"))
     assert [rank["world size"] for rank in found] == [2, 2]
     return found
 

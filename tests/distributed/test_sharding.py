@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin, compare_versions
 from conftest import tiny_net
-from launching import FILES, launch
-from train_sharded_two_ranks import NEARLY, VARIANTS
+from forked_ranks import run
+from launching import FILES
+from train_sharded_two_ranks import NEARLY, VARIANTS, main
 
 from bmtard_hooks import RobustEvaluation, sharding
 from bmtard_hooks.callbacks.adversarial_weights import AdversarialWeightPerturbation
@@ -21,14 +22,11 @@ STEPS = 4  # of every run
 def ranks(tmp_path_factory):
     if not compare_versions("accelerate", ">=", sharding.TRIED_WITH):
         pytest.skip("FSDP2 is refused with this accelerate")
-    flags = ["--num_processes", 2, "--main_process_port", 0, "--mixed_precision", "no"]
+    flags = ["--num_processes", 2, "--mixed_precision", "no"]
     return {
-        name: launch(
-            "train_sharded_two_ranks.py", tmp_path_factory.mktemp(name),
-            flags=["--config_file", FILES / f"{name}.yaml", *flags],
-        )
+        name: run(main, tmp_path_factory.mktemp(name), flags=["--config_file", FILES / f"{name}.yaml", *flags])
         for name in ("fsdp2", "multi_gpu")
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,17 +1,15 @@
 """What two ranks say to each other in a step: as little as there can be."""
 
 import pytest
-from launching import launch
-from talk_two_ranks import RUNS
+from forked_ranks import run
+from talk_two_ranks import RUNS, main
 
 pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    flags = ["--multi_gpu", "--num_machines", 1, "--num_processes", 2, "--main_process_port", 0]
-    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    found = launch("talk_two_ranks.py", tmp_path_factory.mktemp("talk"), flags=flags)
+    found = run(main, tmp_path_factory.mktemp("talk"))
     assert [rank["world size"] for rank in found] == [2, 2]
     return found
 

@@ -2,12 +2,7 @@
 
 import gc
 import json
-import sys
 from pathlib import Path
-
-from accelerate import PartialState
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import shard_on_cpu
 import torch
@@ -121,8 +116,3 @@ def main(output):
     folding.train()
     found["left"]["folding"] = left_by(folding)
     Path(output, f"rank{trainer.args.process_index}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit

@@ -2,13 +2,6 @@
 
 import hashlib
 import json
-import os
-import sys
-from pathlib import Path
-
-from accelerate import PartialState
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import sharp_net, tiny_data, tiny_net
 
@@ -30,11 +23,11 @@ class Recorder(PGDCollator):
         return crafted
 
 
-def main(output, batch_norm, stop, resume, accumulation):
+def main(output, batch, batch_norm, resume, accumulation):
     args = BMTARDConfig(
-        output_dir=output, use_cpu=True, per_device_train_batch_size=int(os.environ.get("BATCH", "4")) // accumulation, num_train_epochs=2, steps=2,
+        output_dir=str(output), use_cpu=True, per_device_train_batch_size=batch // accumulation, num_train_epochs=2, steps=2,
         gradient_accumulation_steps=accumulation, eval_attack_steps=2, augment="none", logging_steps=1,
-        save_strategy="steps", save_steps=stop, report_to="none", disable_tqdm=True, weight_rate=0.3,
+        save_strategy="steps", save_steps=4, report_to="none", disable_tqdm=True, weight_rate=0.3,
         temperature_rate=0.1, start="zero" if accumulation > 1 or not batch_norm else None, channels_last=False,
     )  # fmt: skip
     collator = Recorder()
@@ -42,7 +35,7 @@ def main(output, batch_norm, stop, resume, accumulation):
         tiny_net(0, batch_norm=batch_norm), args, collator, tiny_data(32), tiny_data(13, seed=5),
         clean_teacher=sharp_net(1, 8.0), robust_teacher=sharp_net(2),
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=resume and str(resume))
     found = {
         "world_size": args.world_size,
         "weights": digest(trainer.model.parameters()),
@@ -54,11 +47,4 @@ def main(output, batch_norm, stop, resume, accumulation):
         "buffers": collator.buffers,
         "log": [row for row in trainer.state.log_history if "loss" in row],
     }
-    Path(output, f"rank{args.process_index}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(
-        sys.argv[1], sys.argv[2] == "bn", int(sys.argv[3]), sys.argv[4] if sys.argv[4] != "-" else "", int(sys.argv[5])
-    )
-    PartialState().destroy_process_group()  # or a rank's threads may abort it at its exit
+    (output / f"rank{args.process_index}.json").write_text(json.dumps(found))

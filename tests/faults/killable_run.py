@@ -69,7 +69,15 @@ class SignalledInEvaluation(BMTARDTrainer):
 
 
 def run(
-    folder, rank=0, case="bmtard", die_at_file_event=None, signal_at=None, largest_file=None, resume="auto", output=None, **options
+    folder,
+    rank=0,
+    case="bmtard",
+    die_at_file_event=None,
+    signal_at=None,
+    largest_file=None,
+    resume="auto",
+    output=None,
+    **options,
 ):
     """Train, or go on with what an earlier call began, and write ``result<rank>.json``."""
     started = time.monotonic()
@@ -123,7 +131,8 @@ def describe(trainer):
     for index, value in enumerate(trainer.optimizer.state_dict()["state"].values()):
         tensors[f"momentum {index}"] = value["momentum_buffer"]
     digests = {
-        name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in tensors.items()
+        name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest()
+        for name, value in tensors.items()
     }
     logs = [
         {key: value for key, value in row.items() if not any(word in key for word in TIMES)}

@@ -47,7 +47,9 @@ def test_small_file_system_keeps_the_previous_checkpoint_and_the_run_goes_on_whe
         last = checkpoints(disk / "run")
         assert 1 <= len(last) < 15 and [why_unusable(path) for path in last] == [None] * len(last)
         log = said(tmp_path / "full")
-        assert re.search(rf"OSError: step \d+: checkpoint-\d+ could not be written to .*C{last[0].name[1:]} is whole: make", log), log
+        assert re.search(
+            rf"OSError: step \d+: checkpoint-\d+ could not be written to .*C{last[0].name[1:]} is whole: make", log
+        ), log
         subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
         straight = forks.finish(tmp_path / "straight", **OPTIONS)
         assert what_differs(straight, forks.finish(tmp_path / "full", **options)) == {}

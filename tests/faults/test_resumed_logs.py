@@ -31,7 +31,14 @@ def logs(trainer):
 )
 def test_log_is_the_same_from_every_checkpoint(make_trainer, tmp_path, options):
     def trainer():
-        given = {"num_train_epochs": 2, "steps": 1, "save_strategy": "steps", "save_steps": 1, "weight_rate": 0.3, **options}
+        given = {
+            "num_train_epochs": 2,
+            "steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "weight_rate": 0.3,
+            **options,
+        }
         return make_trainer(tiny_net(0, batch_norm=True, dropout=0.3), tiny_data(16), **given)
 
     straight = trainer()
