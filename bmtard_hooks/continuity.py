@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class GoesOn(FiresEvents):
     _resumed: dict[str, Any] | None = None
     _due: dict[str, bool] | None = None
     _epoch_ended_at = -1
+    _workers_are_deaf = False  # nor will they be with a loader of a user's
     _grad_norm: Any = None
     _learning_rate: float | None = None
 
@@ -157,17 +159,25 @@ class GoesOn(FiresEvents):
                 raise EvaluationAbandoned
         return super().prediction_step(*args, **kwargs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Read a step's batches; workers that start with the first never hear the signals. See ``Trainer``."""
+        with self._stop.held_back() if self._workers_are_deaf else nullcontext():
+            return super().get_batch_samples(*args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of the training; its workers are left alone by signals that stop the run. See ``Trainer``."""
-        return self._with_deaf_workers(super().get_train_dataloader())
+        loader = self._with_deaf_workers(super().get_train_dataloader())
+        self._workers_are_deaf = True
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Make the loader of an evaluation, likewise. See ``Trainer``."""
         return self._with_deaf_workers(super().get_eval_dataloader(eval_dataset))
 
     def _with_deaf_workers(self, loader: DataLoader) -> DataLoader:
-        if getattr(loader, "num_workers", 0) and not isinstance(loader.worker_init_fn, DeafWorker):
-            loader.worker_init_fn = DeafWorker(loader.worker_init_fn, self.args.stop_signals)
+        base = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders iterate over the one inside
+        if getattr(base, "num_workers", 0) and not isinstance(base.worker_init_fn, DeafWorker):
+            base.worker_init_fn = DeafWorker(base.worker_init_fn, self.args.stop_signals)
         return loader
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

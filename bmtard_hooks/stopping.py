@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from bmtard_hooks.distributed import is_distributed
 logger = logging.getLogger(__name__)
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+
+KNOWS_SENDERS = hasattr(signal, "sigwaitinfo")
+"""Whether the system tells who sent a signal: Linux does."""
 
 
 class StoppedBySignal(SystemExit):
@@ -37,6 +41,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._heard: list[signal.Signals] = []
         self._answers: list[tuple[torch.cuda.Event | None, Tensor]] = []
 
     @property
@@ -105,18 +110,35 @@ class StopRequest:
             logger.info(
                 "training runs in a thread, which cannot listen to signals: call trainer.request_stop() instead"
             )
+        self._heard = [number for number, _ in replaced]
         try:
             yield
         finally:
+            self._heard = []
             for number, handler in replaced:
                 signal.signal(number, handler)
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let signals wait until the end of the block, so that processes that are started inside never get them."""
+        if not self._heard or not KNOWS_SENDERS:
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._heard)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.request(signal.Signals(number).name)  # nothing else: the signal may have come in the middle of anything
 
 
 class DeafWorker:
-    """Starts a data worker that signals to the whole job do not end: it lives as long as its process needs it.
+    """Starts a data worker that signals to the whole job do not end: it lives until its own process ends it.
+
+    torch ends a worker at SIGTERM from anybody, and then the process that waits for its batch. Where a system does not tell
+    who sent a signal, that stays so.
 
     Args:
         first: what the loader would have called.
@@ -131,5 +153,13 @@ class DeafWorker:
         """Prepare the worker."""
         if self.first is not None:
             self.first(worker)
-        for name in self.names:
-            signal.signal(signal.Signals[name], signal.SIG_IGN)
+        if self.names and KNOWS_SENDERS:
+            numbers = [signal.Signals[name] for name in self.names]
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            threading.Thread(target=_obey_parent, args=(numbers,), daemon=True).start()
+
+
+def _obey_parent(numbers: list[signal.Signals]) -> None:
+    while True:
+        if signal.sigwaitinfo(numbers).si_pid == os.getppid():
+            os._exit(0)

@@ -44,6 +44,9 @@ class Forks:
 
     def start(self, folder, ranks=1, **options):
         """Start a training; returns at once."""
+        if self._pids:  # of a test that failed
+            self.kill()
+            self.wait()
         run = {"folder": str(folder), **options}
         order = {"run": run, "ranks": ranks, "port": free_port()}
         print(json.dumps(order), file=self._server.stdin, flush=True)

@@ -10,7 +10,10 @@ from killing import Forks, said, what_differs
 
 from bmtard_hooks.checkpoint_folders import UNFINISHED, checkpoints, why_unusable
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc"),
+    pytest.mark.xdist_group("full disk"),
+]
 OPTIONS = {"case": "absld", "save_total_limit": 100}
 
 

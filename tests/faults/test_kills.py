@@ -6,7 +6,10 @@ import killable_run
 import pytest
 from killing import Forks, seeded, survive
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc"),
+    pytest.mark.xdist_group("kills"),
+]
 
 
 @pytest.fixture(scope="module")
