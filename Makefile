@@ -17,10 +17,10 @@ quickstart: $(VENV)/.recipes
 	$(BIN)/python recipes/quickstart.py
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 reliability: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/faults tests/bad_inputs tests/properties
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/bad_inputs tests/properties
 
 test-oldest:
 	.ci/oldest

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import pytest
 from refusing import contents
 
-pytestmark = pytest.mark.xdist_group("environments")  # so that what the module makes is made once
-
 
 class Row(NamedTuple):
     """Variables, and what the message says of them: the value, what is allowed, the fix."""

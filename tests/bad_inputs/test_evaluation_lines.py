@@ -9,8 +9,6 @@ from small_world import save_world
 from bmtard_hooks.cli import main
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
 
-pytestmark = pytest.mark.xdist_group("evaluation lines")  # so that what the module makes is made once
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

@@ -9,8 +9,6 @@ from small_world import save_world
 
 from bmtard_hooks.cli import main
 
-pytestmark = pytest.mark.xdist_group("training lines")  # so that what the module makes is made once
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

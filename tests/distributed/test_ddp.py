@@ -4,7 +4,6 @@ import pytest
 from forked_ranks import ONE, TWO, run
 from train_two_ranks import main
 
-pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 PLAIN = {"batch_norm": False}
 
 

@@ -1,8 +1,5 @@
-import pytest
 from evaluate_two_ranks import main
 from forked_ranks import ONE, TWO, run
-
-pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 
 
 def test_two_processes_share_the_images_and_find_what_one_finds(tmp_path):

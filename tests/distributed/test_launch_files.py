@@ -11,7 +11,6 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from conftest import TinyNet, tiny_net
 from launching import FILES, finish, read_ranks, start
 
-pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 KINDS = {  # distributed type, machines, processes, on the CPU, mixed precision
     "cpu": ("NO", 1, 1, True, "no"),
     "single_gpu": ("NO", 1, 1, False, "bf16"),

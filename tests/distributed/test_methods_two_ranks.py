@@ -6,8 +6,6 @@ import pytest
 from forked_ranks import run
 from train_methods_two_ranks import ALIKE, LIKE_ONE, build, left_by, main, same_noise_for_every_image
 
-pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
-
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):

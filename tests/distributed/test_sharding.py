@@ -14,7 +14,6 @@ from bmtard_hooks.callbacks.adversarial_weights import AdversarialWeightPerturba
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 from bmtard_hooks.sharding import check_sharding
 
-pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
 STEPS = 4  # of every run
 
 

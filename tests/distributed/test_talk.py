@@ -4,8 +4,6 @@ import pytest
 from forked_ranks import run
 from talk_two_ranks import RUNS, main
 
-pytestmark = pytest.mark.xdist_group("two ranks")  # one launch at a time
-
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):

@@ -16,8 +16,6 @@ from bmtard_hooks.evaluation.checks.context import Context
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 
-pytestmark = pytest.mark.xdist_group("toys")
-
 IMAGES = 60
 EPS = 8 / 255
 

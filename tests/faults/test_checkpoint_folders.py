@@ -21,8 +21,6 @@ from bmtard_hooks.checkpoint_folders import (
 )
 from bmtard_hooks.state import STATE_NAME
 
-pytestmark = pytest.mark.xdist_group("checkpoint folders")  # so that what the module makes is made once
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -20,8 +20,6 @@ from conftest import sharp_net, tiny_data, tiny_net
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer
 
-pytestmark = pytest.mark.xdist_group("determinism")  # so that what the module makes is made once
-
 CLOCKS = ("runtime", "per_second", "time")
 STEPS = 8
 

@@ -10,10 +10,7 @@ from killing import Forks, said, what_differs
 
 from bmtard_hooks.checkpoint_folders import UNFINISHED, checkpoints, why_unusable
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc"),
-    pytest.mark.xdist_group("full disk"),
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc")
 OPTIONS = {"case": "absld", "save_total_limit": 100}
 
 

@@ -6,10 +6,7 @@ import killable_run
 import pytest
 from killing import Forks, seeded, survive
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc"),
-    pytest.mark.xdist_group("kills"),
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc")
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("long run")  # so that what the module makes is made once
-
 STEPS = 2000
 SCRIPT = Path(__file__).with_name("long_run.py")
 

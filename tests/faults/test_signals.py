@@ -12,10 +12,7 @@ from killing import Forks, results, said, what_differs
 from bmtard_hooks.checkpoint_folders import newest_whole
 from bmtard_hooks.stopping import StoppedBySignal, StopRequest
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc"),
-    pytest.mark.xdist_group("signals"),
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc")
 
 
 @pytest.fixture(scope="module")
