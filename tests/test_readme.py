@@ -21,7 +21,7 @@ def test_options_named_in_the_table_of_choices_exist():
 
     from bmtard_hooks import BMTARDConfig
 
-    table = README[README.index("## Where paper and") : README.index("## What to rely on")]
+    table = README[README.index("## Where paper and") : README.index("## Reliability")]
     named = set(re.findall(r"`(\w+)(?:=[^`]*)?`", table)) - {"ratio", "inner_mean", "inner_std", "eval_dataset"}
     assert len(named) > 12
     assert named <= {entry.name for entry in fields(BMTARDConfig)} | {"evaluate"}

@@ -88,10 +88,12 @@ def check_claims(path: Path) -> str:
     size = require_file(path)
     with path.open("rb") as stream:
         start = stream.read(32)
+        # first, because the length that such a file begins with may look like anything
+        is_safetensors = _looks_like_safetensors(start, size)
         known = next((what for magic, what in FAMILIAR.items() if start.startswith(magic)), None)
-        if known is not None:
+        if known is not None and not is_safetensors:
             raise ValueError(f"{path} holds no weights: it is {known}")
-        if path.suffix == ".safetensors" or _looks_like_safetensors(start, size):
+        if path.suffix == ".safetensors" or is_safetensors:
             stream.seek(0)
             _check_safetensors(stream, path, size)
             return "safetensors"
@@ -108,13 +110,14 @@ def _looks_like_safetensors(start: bytes, size: int) -> bool:
 
 
 def _check_safetensors(stream: BinaryIO, path: Path, size: int) -> None:
-    start = stream.read(8)
-    if start.startswith((b"PK", b"\x80")):
+    start = stream.read(9)
+    if start.startswith((b"PK", b"\x80")) and not _looks_like_safetensors(start, size):
         raise ValueError(
             f"{path} is called safetensors but was written by torch.save: give it its own ending (.pt), and it is read "
             "without running code from it"
         )
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    stream.seek(min(len(start), 8))
+    length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
     if length > min(LONGEST_HEADER, size - 8):
         raise ValueError(
             f"{path} is not a whole safetensors file: its header claims {length:,} bytes, the file has {size:,}. Copy or "

@@ -495,3 +495,11 @@ def test_files_are_told_apart_by_their_content(tmp_path):
     target = tiny_net(2)
     load_weights(target, tmp_path / "w.bin")
     assert all(torch.equal(a, b) for a, b in zip(target.parameters(), tiny_net(1).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("length", [0x0380, 0x4B50, 0x8B1F], ids=["pickle", "zip", "gzip"])
+def test_header_whose_length_looks_like_another_format_is_read(length, tmp_path):
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode().ljust(length)
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + header + struct.pack("<2f", 1.0, 2.0))
+    assert read_state_dict(path)["weight"].tolist() == [1.0, 2.0]
