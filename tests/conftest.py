@@ -1,6 +1,8 @@
 import gc
 import json
 import os
+import re
+import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a network
@@ -144,3 +146,44 @@ def make_trainer(make_config):
         )
 
     return make
+
+
+SLACK = 200 * 2**20
+"""Bytes that refusing a file may take at most, far below what the files ask for."""
+
+
+def peak(anew=False):
+    """Most bytes in memory so far, or since it was last asked for anew, where the system can tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource  # not on every system
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if anew and os.access("/proc/self/clear_refs", os.W_OK, effective_ids=True):
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+
+
+@pytest.fixture
+def refused(record_property):
+    """Runs what must be refused: fast, with little memory, naming the file, what was found and what to do."""
+    count = 0
+
+    def check(call, match, path=None, kind=ValueError):
+        nonlocal count
+        before, started = peak(anew=True), time.monotonic()
+        with pytest.raises(kind, match=match) as caught:
+            call()
+        assert peak() - before < SLACK and time.monotonic() - started < 30
+        assert path is None or str(path) in str(caught.value)
+        count += 1
+
+    yield check
+    record_property("hostile files refused", count)
+
+
+@pytest.fixture
+def canary(tmp_path):
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "code from a file was run"

@@ -1,69 +1,35 @@
-"""Pictures and labels that are odd or broken: converted by rule, or refused with the number of their row."""
+"""Pictures that are odd or broken: converted by rule, or refused."""
 
 import io
-import multiprocessing
-import os
-import pickle
-import warnings
-import zipfile
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_data
-from forging import Canary
+from picturing import (
+    AT,
+    COLOURS,
+    COUNT,
+    GREY,
+    Listed,
+    coded,
+    noted,
+    opened,
+    pages,
+    palette,
+    pixels,
+    rows_with,
+    sixteen,
+    with_alpha,
+)
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader
 
-from bmtard_hooks import ImageTensors, PGDCollator
+from bmtard_hooks import PGDCollator
 from bmtard_hooks.data import traced
 from bmtard_hooks.decoding import to_pixels, to_planes
 from bmtard_hooks.image_tensors import as_image_tensors
 
-COUNT, AT = 8, 5
-"""Rows of a data set, and the broken one among them."""
-
-
-def pixels(*shape, dtype=np.uint8, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, *shape)).astype(dtype)
-
-
-def coded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def opened(image, kind, **options):
-    """A picture as it comes from a file, not yet decoded."""
-    return Image.open(io.BytesIO(coded(image, kind, **options)))
-
-
-def with_alpha(mode, alpha):
-    image = Image.fromarray(pixels(3)).convert(mode[:-1]).convert(mode)
-    image.putalpha(Image.fromarray(np.full((8, 8), alpha, dtype=np.uint8)))
-    return image
-
-
-def palette(alpha=None):
-    image = Image.fromarray(pixels(3)).quantize(16)
-    if alpha is not None:
-        image.info["transparency"] = bytes([alpha] * 16)
-    return image
-
-
-def noted(image, transparency):
-    image.info["transparency"] = transparency
-    return image
-
-
-def sixteen(kind="<u2", values=(0, 128, 129, 257, 32896, 65406, 65407, 65535)):
-    return np.tile(np.array(values, dtype=kind), (8, 1))
-
-
 SCALED = np.tile(np.array([0, 0, 1, 1, 128, 254, 255, 255], dtype=np.uint8), (8, 1))
-COLOURS, GREY = Image.fromarray(pixels(3)), Image.fromarray(pixels())
 
 
 def as_pil(mode):
@@ -126,11 +92,6 @@ def test_odd_pictures_are_converted_by_rule(case, record_property):
     record_property("bad inputs refused", 1)
 
 
-def pages(kind):
-    frames = [Image.fromarray(pixels(3, seed=seed)) for seed in (0, 1)]
-    return opened(frames[0], kind, save_all=True, append_images=frames[1:])
-
-
 def cut(kind):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     return Image.open(io.BytesIO(coded(image, kind)[:-2000]))
@@ -180,28 +141,6 @@ REFUSED = {
     "four dimensions": (lambda: np.zeros((1, 3, 8, 8), np.uint8), r"an image has shape \(1, 3, 8, 8\)"),
     "empty array": (lambda: np.zeros((3, 0, 8), np.uint8), r"an image has shape \(3, 0, 8\)"),
 }  # fmt: skip
-
-
-def rows_with(image, label=None):
-    rows = [
-        {"image": row["pixel_values"], "label": int(row["labels"])}
-        for row in map(tiny_data(COUNT).__getitem__, range(COUNT))
-    ]
-    rows[AT] = {"image": image, "label": rows[AT]["label"] if label is None else label}
-    return rows
-
-
-class Listed(Dataset):
-    """A map-style data set of rows that were made before."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -269,275 +208,3 @@ def test_arrays_of_every_layout_are_taken(kind):
         array = (pixels(3) / 255).astype(">f4" if kind.startswith("big") else np.float16)
     wanted = array.astype(np.float32) if "floats" in kind else array.astype(np.float32) / np.float32(255)
     assert np.array_equal(to_pixels(array).permute(1, 2, 0).numpy(), wanted)
-
-
-# Data sets of files, decoded by the hub library.
-
-
-def hub_rows(files, labels=None):
-    names = datasets.ClassLabel(names=list("abcd"))
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": names if labels is None else datasets.Value("string")}
-    )
-    table = {
-        "image": [{"bytes": content, "path": None} for content in files],
-        "label": labels or [i % 4 for i in range(len(files))],
-    }
-    return datasets.Dataset.from_dict(table, features=features)
-
-
-def hub_rows_with(content):
-    files = [coded(Image.fromarray(pixels(3, seed=seed)), "PNG") for seed in range(COUNT)]
-    files[AT] = content
-    return hub_rows(files)
-
-
-FILES = {
-    "truncated JPEG": (lambda: coded(Image.fromarray(np.tile(pixels(3), (8, 8, 1))), "JPEG")[:-1500], "cannot be read .*truncated"),
-    "truncated PNG": (lambda: coded(Image.fromarray(np.tile(pixels(3), (8, 8, 1))), "PNG")[:300], "cannot be read"),
-    "text": (lambda: b"no picture", "cannot be read .*UnidentifiedImageError.*repair its file, or leave the row out"),
-    "empty file": (lambda: b"", "cannot be read"),
-    "animation": (lambda: pages("GIF").fp.getvalue(), "a picture has 2 frames"),
-    "transparent": (lambda: coded(with_alpha("RGBA", 7), "PNG"), "a picture has transparent pixels"),
-    "floats": (lambda: coded(Image.fromarray(pixels(dtype=np.float32)), "TIFF"), "a picture of mode 'F'"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", FILES)
-def test_broken_files_of_a_data_set_are_named(case, record_property):
-    make, match = FILES[case]
-    rows = hub_rows_with(make())
-    with pytest.raises(ValueError, match=f"row {AT}:? {match}"):
-        as_image_tensors(rows)
-    as_image_tensors(rows, limit=AT)
-    with pytest.raises(ValueError, match=f"row 0:? {match}"):
-        as_image_tensors(hub_rows([make()] * 2))
-    loader = DataLoader(traced(rows), 4, shuffle=True, collate_fn=PGDCollator())
-    with pytest.raises(ValueError, match=f"row {AT}:? {match}"):
-        list(loader)
-    record_property("bad inputs refused", 1)
-
-
-@pytest.mark.parametrize(
-    "use, workers", [("training", 0), ("training", 1), ("evaluation", 0), ("training with a collator of another's", 0)]
-)
-def test_training_names_the_row_of_a_broken_picture(use, workers, make_trainer, record_property):
-    broken, whole = hub_rows_with(b"no picture"), hub_rows_with(coded(COLOURS, "PNG"))
-    options = {"data": whole, "eval_dataset": broken} if use == "evaluation" else {"data": broken}
-    if "another" in use:
-        options["data_collator"] = lambda rows: PGDCollator()(list(rows))
-    trainer = make_trainer(dataloader_num_workers=workers, **options)
-    with pytest.raises(ValueError, match=f"row {AT} cannot be read .*UnidentifiedImageError"):
-        trainer.evaluate() if use == "evaluation" else trainer.train()
-    record_property("bad inputs refused", 1)
-
-
-def test_training_names_the_row_of_a_picture_that_the_rules_refuse(make_trainer, record_property):
-    trainer = make_trainer(data=hub_rows_with(coded(with_alpha("RGBA", 7), "PNG")))
-    with pytest.raises(ValueError, match=f"row {AT}: a picture has transparent pixels"):
-        trainer.train()
-    record_property("bad inputs refused", 1)
-
-
-def test_rows_that_are_traced_train_the_same_network(make_trainer, monkeypatch):
-    rows, weights = hub_rows_with(coded(COLOURS, "PNG")), []
-    for trace in (True, False):
-        if not trace:
-            monkeypatch.setattr("bmtard_hooks.preparing.traced", lambda given: given)
-        trainer = make_trainer(data=rows, num_train_epochs=2)
-        trainer.train()
-        assert trainer.train_dataset is rows
-        weights.append(trainer.model.state_dict())
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-class Told(Listed):
-    """Hears of epochs, and raises an error of its own."""
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __getitem__(self, index):
-        if index == AT:
-            raise KeyError("no such patient")
-        return super().__getitem__(index)
-
-
-def test_traced_rows_are_otherwise_the_data_set(caplog):
-    rows = traced(Told(rows_with(COLOURS)))
-    rows.set_epoch(3)
-    assert len(rows) == COUNT and rows.rows.epoch == 3 and rows[0] is rows.rows[0]
-    assert type(pickle.loads(pickle.dumps(rows)).rows) is Told
-    with pytest.raises(AttributeError):
-        rows.nothing  # noqa: B018
-    with pytest.raises(KeyError, match="no such patient"):
-        rows.__getitems__([0, AT])
-    assert f"row {AT} of the data set raised KeyError" in caplog.text
-    assert isinstance(rows.__getitems__([0, 1]), list)
-    assert default_collate(rows.__getitems__([0, 1]))["label"].shape == (2,)
-
-
-def test_tensors_in_memory_and_streams_are_not_traced():
-    data = tiny_data()
-    assert traced(data) is data
-    stream = (row for row in ())
-    assert traced(stream) is stream
-    gathered = traced(Subset(data, range(4))).__getitems__([1, 2])
-    assert torch.equal(gathered.images, data.images[1:3])  # still two tensors
-
-
-# Labels.
-
-LABELS = {
-    "NaN": (float("nan"), "the label nan is no whole number: pass a class index"),
-    "infinite": (float("inf"), "the label inf is no whole number"),
-    "fraction": (1.5, "the label 1.5 is no whole number"),
-    "text": ("cat", r"the label 'cat' is no whole number: make class indices of names with class_encode_column\(\)"),
-    "digits": ("3", "the label '3' is no whole number"),
-    "list": ([1, 2], r"the label \[1, 2\] is no whole number"),
-    "vector": (torch.tensor([0, 1]), "the label .* is no whole number"),
-    "NaN of NumPy": (np.float32("nan"), "the label .* is no whole number"),
-    "complex": (1j, "the label 1j is no whole number"),
-}
-
-
-@pytest.mark.parametrize("case", LABELS)
-def test_bad_labels_are_refused_with_their_row(case, record_property):
-    label, match = LABELS[case]
-    rows = rows_with(COLOURS, label)
-    with pytest.raises(ValueError, match=f"row {AT}: {match}"):
-        as_image_tensors(rows)
-    with pytest.raises(ValueError, match=f"row {AT} of this batch: {match}"):
-        PGDCollator()(rows)
-    with pytest.raises(ValueError, match=f"row {AT}: {match}"):
-        list(DataLoader(traced(Listed(rows)), 4, shuffle=True, collate_fn=PGDCollator()))
-    record_property("bad inputs refused", 1)
-
-
-@pytest.mark.parametrize("label", [-1, None, 4, 99])
-def test_labels_outside_the_classes_are_refused_with_their_row(label, record_property):
-    rows = rows_with(COLOURS)
-    rows[AT]["label"] = label
-    loader = DataLoader(traced(Listed(rows)), 4, sampler=[0, AT, 1, 2], collate_fn=PGDCollator(num_classes=4))
-    with pytest.raises(ValueError, match=rf"labels from .* do not fit 4 classes \(0 to 3\), first in row {AT}"):
-        list(loader)
-    if label in (-1, None):
-        with pytest.raises(ValueError, match=f"1 of 8 images have the label -1, .* first row {AT}: choose a split"):
-            as_image_tensors(rows)
-    record_property("bad inputs refused", 1)
-
-
-def test_label_above_the_named_classes_is_refused_with_its_row(record_property):
-    table = {"image": [COLOURS] * COUNT, "label": [0] * COUNT}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcd"))})
-    rows = datasets.Dataset.from_dict(table, features=features)
-    wrong = rows.with_format("arrow")[:]
-    column = wrong.column("label").to_pylist()
-    column[AT] = 7
-    import pyarrow
-
-    rows = datasets.Dataset(wrong.set_column(1, "label", pyarrow.array(column)), info=rows.info)
-    with pytest.raises(ValueError, match=rf"row {AT}: the label 7 is none of 4 classes \(0 to 3\)"):
-        as_image_tensors(rows)
-    record_property("bad inputs refused", 1)
-
-
-def test_text_in_the_label_column_is_named_before_training(make_trainer, record_property):
-    labels = ["0", "1"] * 4
-    with pytest.raises(ValueError, match="row 0: the label '0' is no whole number: make class indices"):
-        make_trainer(data=hub_rows([coded(COLOURS, "PNG")] * COUNT, labels))
-    record_property("bad inputs refused", 1)
-
-
-@pytest.mark.parametrize(
-    "label", [2, 2.0, np.int64(2), np.uint8(2), np.float32(2), torch.tensor(2), torch.tensor([2]), np.array(2)]
-)
-def test_whole_numbers_of_every_kind_are_labels(label):
-    rows = rows_with(COLOURS, label)
-    assert as_image_tensors(rows).labels[AT] == 2 == PGDCollator()(rows)["labels"][AT]
-    truth = rows_with(COLOURS, True)
-    assert as_image_tensors(truth).labels[AT] == 1
-
-
-def test_labels_of_tensors_must_be_whole(record_property):
-    data = tiny_data(4)
-    with pytest.raises(ValueError, match=r"row 2: the label 1\.5 is no whole number"):
-        ImageTensors(data.images, torch.tensor([0.0, 1.0, 1.5, 2.0]))
-    with pytest.raises(ValueError, match="row 3: the label nan is no whole number"):
-        ImageTensors(data.images, torch.tensor([0.0, 1.0, 2.0, torch.nan]))
-    record_property("bad inputs refused", 2)
-
-
-# The file of decoded images.
-
-
-@pytest.fixture
-def kept(tmp_path):
-    """A data set with a cache, its images, and the file that they are kept in."""
-    data = tiny_data(COUNT)
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    made = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()}, features=features)
-    made.to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
-    rows = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
-    as_image_tensors(rows)
-    (path,) = (tmp_path / "cache").rglob("images-*")
-    return rows, data.images, path
-
-
-@pytest.mark.parametrize(
-    "damage", ["pickle", "pickled array", "zip bomb", "gigabytes", "pipe", "another's", "directory"]
-)
-def test_kept_images_that_are_hostile_are_not_read(damage, kept, tmp_path, record_property):
-    rows, images, path = kept
-    canary = tmp_path / "canary"
-    whole = path.read_bytes()
-    path.unlink()
-    if damage == "pickle":
-        path.write_bytes(pickle.dumps(Canary(canary)))
-    elif damage == "pickled array":
-        np.save(path, np.array([Canary(canary)] * COUNT, dtype=object), allow_pickle=True)
-    elif damage == "zip bomb":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("images.npy", bytes(2**26))
-    elif damage == "gigabytes":
-        header = np.lib.format.header_data_from_array_1_0(np.zeros((COUNT, 3, 8, 8), np.uint8))
-        with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (COUNT, 3, 2**20, 2**20)})
-    elif damage == "pipe":
-        os.mkfifo(path)
-    elif damage == "directory":
-        path.mkdir()
-    else:
-        if not hasattr(os, "geteuid") or os.geteuid() != 0:
-            pytest.skip("only root can give a file to somebody else")
-        path.write_bytes(whole[:-500] + bytes(100) + whole[-400:])  # in row 5, which is not compared
-        os.chown(path, 65534, 65534)
-    assert torch.equal(as_image_tensors(rows).images, images)
-    assert not canary.exists()
-    if damage != "directory":
-        assert path.read_bytes() == whole
-    record_property("hostile files refused", 1)
-
-
-def _decode_together(rows, barrier, answers):
-    barrier.wait(60)
-    answers.put(as_image_tensors(rows).images.clone().numpy())
-
-
-def test_processes_that_decode_for_the_first_time_together_both_have_the_images(kept):
-    rows, images, path = kept
-    path.unlink()
-    context = multiprocessing.get_context("fork")
-    barrier, answers = context.Barrier(2), context.Queue()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
-        workers = [context.Process(target=_decode_together, args=(rows, barrier, answers)) for _ in range(2)]
-        for worker in workers:
-            worker.start()
-    found = [answers.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join(60)
-    assert all(np.array_equal(each, images.numpy()) for each in found)
-    assert [each.name for each in path.parent.glob("*images-*")] == [path.name]
-    assert torch.equal(as_image_tensors(rows).images, images)
