@@ -21,6 +21,7 @@ from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.origin import describe_origin
 from bmtard_hooks.resume import KeepsDistillationState
 from bmtard_hooks.saving import SavesWhole
+from bmtard_hooks.stopping import EvaluationAbandoned, StoppedBySignal
 from bmtard_hooks.window import AccumulationWindow, Batch
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         try:
             with self._stop.listening(self.args.stop_signals):
                 output = super().train(checkpoint, *args, **kwargs)
+        except EvaluationAbandoned:  # the one before the first step (eval_on_start)
+            raise StoppedBySignal(0) from None
         except BaseException:
             self.fire("on_interrupted")
             raise

@@ -114,7 +114,7 @@ class StopRequest:
         try:
             yield
         finally:
-            self._heard = []
+            self._heard, self._answers, self.reason = [], [], None
             for number, handler in replaced:
                 signal.signal(number, handler)
 

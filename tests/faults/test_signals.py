@@ -88,6 +88,16 @@ def test_request_stop_works_without_a_signal_and_leaves_handlers_as_they_were(ma
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_evaluation_before_the_first_step_is_left_too(make_trainer, tmp_path):
+    trainer = make_trainer(eval_on_start=True)
+    trainer.request_stop()
+    with pytest.raises(StoppedBySignal):
+        trainer.train()
+    assert trainer.state.global_step == 0 and list((tmp_path / "run").iterdir()) == []
+    trainer.train()  # the wish was for that run
+    assert trainer.state.global_step == 4
+
+
 def test_handler_of_somebody_else_stays():
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda *args: heard.append(1))
