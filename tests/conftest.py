@@ -70,8 +70,9 @@ COUNTED = (
 def pytest_terminal_summary(terminalreporter):
     """Add up what tests of faults, bad inputs and properties counted with ``record_property``."""
     totals = dict.fromkeys(COUNTED, 0)
-    for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties if report.when == "call" else ():
+    passed = {report.nodeid for report in terminalreporter.getreports("passed")}
+    for report in terminalreporter.getreports(""):  # setups and teardowns; fixtures count until the last
+        for name, value in report.user_properties if report.when == "teardown" and report.nodeid in passed else ():
             if name in totals:
                 totals[name] += value
     found = [f"{value:,} {name}" for name, value in totals.items() if value]

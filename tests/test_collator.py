@@ -197,8 +197,7 @@ def test_bound_collator_always_crafts(training):
     assert model.training is training
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("start, training", [("fork", True), ("fork", False), ("spawn", True)])
 def test_bound_collator_refuses_to_attack_with_a_workers_stale_weights(start, training):
     loader = torch.utils.data.DataLoader(
         tiny_data(), batch_size=4, num_workers=1, collate_fn=PGDCollator().bind(tiny_net(0).train(training)),
