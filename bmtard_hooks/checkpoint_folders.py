@@ -72,7 +72,8 @@ def recover(output_dir: Path) -> None:
     for directory in sorted(unfinished.iterdir()):
         if not _NAME.fullmatch(directory.name):
             continue
-        if not (output_dir / directory.name).exists() and why_unusable(directory) is None:
+        sealed = (directory / MANIFEST_NAME).is_file()  # without it, a file may be half-written here
+        if sealed and not (output_dir / directory.name).exists() and why_unusable(directory) is None:
             publish(directory, output_dir / directory.name)
         else:
             logger.info("%s was not finished when its run ended, it is removed", output_dir / directory.name)

@@ -160,6 +160,16 @@ def test_unfinished_checkpoint_is_removed_when_the_run_goes_on(run, caplog):
     assert "checkpoint-5 was not finished when its run ended" in caplog.text and not (folder / UNFINISHED).exists()
 
 
+def test_checkpoint_that_was_not_sealed_is_never_taken_for_one_of_an_older_release(run):
+    _, folder, _ = run
+    passing = folder / UNFINISHED / "checkpoint-5"
+    shutil.copytree(folder / "checkpoint-4", passing)
+    (passing / MANIFEST_NAME).unlink()
+    cut(passing / "trainer_state.json")  # all files are there, and the last is half-written
+    recover(folder)
+    assert [path.name for path in checkpoints(folder)][0] == "checkpoint-4" and not (folder / UNFINISHED).exists()
+
+
 def test_published_folder_replaces_one_of_the_same_name(tmp_path):
     for place, content in ((tmp_path / "checkpoint-1", "old"), (tmp_path / UNFINISHED / "checkpoint-1", "new")):
         place.mkdir(parents=True)
