@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.trainer_utils import get_last_checkpoint
 
+from bmtard_hooks.checkpoint_folders import checkpoints
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.data_checks import check_datasets
@@ -173,10 +173,10 @@ def check_output_dir(args: BMTARDConfig, resume: str | bool | None) -> None:
     directory = Path(str(args.output_dir))
     if resume or args.overwrite_output_dir or not directory.is_dir():
         return
-    found = get_last_checkpoint(str(directory)) or next(iter(directory.glob("model*.safetensors")), None)
+    found = next(iter([*checkpoints(directory), *directory.glob("model*.safetensors")]), None)
     if found is not None:
         raise FileExistsError(
-            f"output_dir {directory} holds another run ({Path(found).name}): pass resume_from_checkpoint=True to go on "
+            f"output_dir {directory} holds another run ({found.name}): pass resume_from_checkpoint=True to go on "
             "with it, another output_dir, or overwrite_output_dir=True"
         )
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.attacks.guard import attack_mode, checked_answer
 from bmtard_hooks.attacks.losses import LOSSES, MovingTarget, Objective, cross_entropy, divergence, margin
 from bmtard_hooks.attacks.pgd import PGDSettings, pgd
 from bmtard_hooks.config import PAPER_AUGMENT, PAPER_PADDING, BMTARDConfig
@@ -216,7 +216,7 @@ class PGDCollator:
                     "the method needs PGD's iterates or several attacks: leave attack= of PGDCollator out"
                 )
             with attack_mode(model, foreign=True):
-                crafted["adv_pixel_values"] = _checked(self.attack(images, labels), images)
+                crafted["adv_pixel_values"] = checked_answer(self.attack(images, labels), images)
             return crafted
         call = forward if forward is not None else lambda pixels: logits_of(model(pixels))
         seen = _CorrectSteps(labels) if count_correct else None
@@ -281,20 +281,3 @@ class _CorrectSteps:
 
     def __call__(self, logits: Tensor) -> None:
         self.counts = self.counts + (logits.argmax(dim=1) == self.labels)
-
-
-def _checked(adversarial: Tensor, images: Tensor) -> Tensor:
-    if not isinstance(adversarial, Tensor):
-        raise TypeError(
-            f"the attack returned a {type(adversarial).__name__} for images {tuple(images.shape)}: it must return a tensor of that "
-            "shape in [0, 1]"
-        )
-    adversarial = adversarial.detach().to(images.device, images.dtype)
-    if adversarial.shape != images.shape:
-        raise ValueError(
-            f"the attack returned shape {tuple(adversarial.shape)} for images {tuple(images.shape)}: it must keep it"
-        )
-    low, high = adversarial.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"the attack returned pixels from {low:.4g} to {high:.4g}: they must stay in [0, 1]")
-    return adversarial

@@ -176,9 +176,7 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
                     f"[{self.min_temperature}, {self.max_temperature}]: move the bounds or the start"
                 )
         self._check_weights()
-        method = make_method(self)
-        method.callbacks()  # refuses a balance that would have nothing to do
-        _ = method.weights  # refuses weights that are all 0
+        self._check_method()
         scale = self.loss_scale
         require("loss_scale", scale, scale is None or scale > 0, "a positive number, 0.1 for the authors' scale")
         require("log_eps", self.log_eps, 0 <= self.log_eps < 0.1, "a small non-negative number, 1e-5 or 0")
@@ -187,6 +185,14 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         require("lr_gamma", self.lr_gamma, 0 < self.lr_gamma <= 1, "a number in (0, 1]")
         require("crop_padding", self.crop_padding, self.crop_padding >= 0, "pixels, 0 or more")
         require("augment", self.augment, self.augment in (None, *AUGMENTATIONS), f"one of {', '.join(AUGMENTATIONS)}")
+        weight = self.w_robust_clean_weight
+        require("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
+        self._check_milestones()
+
+    def _check_method(self) -> None:
+        method = make_method(self)
+        method.callbacks()  # refuses a balance that would have nothing to do
+        _ = method.weights  # refuses weights that are all 0
         if self.max_skipped_steps and (method.trained_teachers or self.awp_gamma):
             raise ValueError(
                 f"max_skipped_steps={self.max_skipped_steps} does not go with method {method.name!r} and awp_gamma={self.awp_gamma}: a "
@@ -199,8 +205,8 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         require(
             "stop_signals", self.stop_signals, set(self.stop_signals) <= set(known), f"names among {', '.join(known)}"
         )
-        weight = self.w_robust_clean_weight
-        require("w_robust_clean_weight", weight, 0 <= weight <= 1, "a number in [0, 1]; the robust weight is the rest")
+
+    def _check_milestones(self) -> None:
         milestones = self.lr_milestones or []
         increasing = all(a < b < math.inf for a, b in zip([0, *milestones], milestones, strict=False))
         require("lr_milestones", milestones, increasing, "increasing positive epochs such as 215 260 285")

@@ -77,9 +77,8 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        cast(
-            "BMTARDTrainer", self
-        )._start_anew()  # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
+        # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
+        cast("BMTARDTrainer", self)._start_anew()
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:

@@ -115,9 +115,8 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         self._stop = StopRequest()
         self._start_anew()
         show_balance_in_progress(self.callback_handler)
-        self.add_callback(BalanceWatch(self))
-        self.add_callback(GoesOnCallback(self))
-        self.add_callback(ModelCardCallback(self.model_card_facts))  # attaches the others too
+        for callback in (BalanceWatch(self), GoesOnCallback(self), ModelCardCallback(self.model_card_facts)):
+            self.add_callback(callback)  # attaches the others too
 
     # The step of the paper.
 

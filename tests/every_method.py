@@ -106,3 +106,16 @@ def plain_collator(rows):
     from bmtard_hooks import PGDCollator
 
     return PGDCollator()(rows)
+
+
+def everything(trainer):
+    """Collect all that a run leaves behind, as tensors and numbers by name."""
+    callbacks = trainer.distillation_callbacks()
+    found = {f"student.{name}": value for name, value in trainer.model.state_dict().items()}
+    for role, teacher in trainer.teachers.items():
+        found |= {f"{role}.{name}": value for name, value in teacher.state_dict().items()}
+    for index, callback in enumerate(callbacks):
+        found |= {f"{index}.{name}": value for name, value in callback.tensors().items()}
+    momenta = trainer.optimizer.state_dict()["state"].values()
+    found |= {f"momentum {index}": value["momentum_buffer"] for index, value in enumerate(momenta)}
+    return found, {"state": trainer.distillation.state_dict(), "callbacks": [c.state_dict() for c in callbacks]}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -56,3 +56,26 @@ def attack_mode(model: nn.Module, *, train_mode: bool = False, foreign: bool = F
 def _cuda_devices(model: nn.Module) -> list[int]:
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     return [device.index or 0 for device in devices]
+
+
+def checked_answer(adversarial: Tensor, images: Tensor) -> Tensor:
+    """Return what a foreign attack made of ``images`` ``(B, C, H, W)``, detached, on their device.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if its shape is another, or a pixel is outside [0, 1] or NaN.
+    """
+    if not isinstance(adversarial, Tensor):
+        raise TypeError(
+            f"the attack returned a {type(adversarial).__name__} for images {tuple(images.shape)}: it must return a tensor of that "
+            "shape in [0, 1]"
+        )
+    adversarial = adversarial.detach().to(images.device, images.dtype)
+    if adversarial.shape != images.shape:
+        raise ValueError(
+            f"the attack returned shape {tuple(adversarial.shape)} for images {tuple(images.shape)}: it must keep it"
+        )
+    low, high = adversarial.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"the attack returned pixels from {low:.4g} to {high:.4g}: they must stay in [0, 1]")
+    return adversarial

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from conftest import sharp_net, tiny_data, tiny_net
+from every_method import everything
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from bmtard_hooks import BMTARDConfig, BMTARDTrainer
@@ -122,14 +123,7 @@ def make(output, case, signal_at=None, **options):
 
 def describe(trainer):
     """Hash and list all that a run leaves behind, but its times."""
-    callbacks = trainer.distillation_callbacks()
-    tensors = {f"student.{name}": value for name, value in trainer.model.state_dict().items()}
-    for role, teacher in trainer.teachers.items():
-        tensors |= {f"{role}.{name}": value for name, value in teacher.state_dict().items()}
-    for index, callback in enumerate(callbacks):
-        tensors |= {f"{index}.{name}": value for name, value in callback.tensors().items()}
-    for index, value in enumerate(trainer.optimizer.state_dict()["state"].values()):
-        tensors[f"momentum {index}"] = value["momentum_buffer"]
+    tensors, numbers = everything(trainer)
     digests = {
         name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest()
         for name, value in tensors.items()
@@ -145,8 +139,7 @@ def describe(trainer):
     ]
     return {
         "weights": digests,
-        "state": trainer.distillation.state_dict(),
-        "callbacks": [c.state_dict() for c in callbacks],
+        **numbers,
         "logs": logs,
         "early": early,
         "best": [trainer.state.best_metric, trainer.state.best_global_step],

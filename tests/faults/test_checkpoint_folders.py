@@ -167,7 +167,7 @@ def test_checkpoint_that_was_not_sealed_is_never_taken_for_one_of_an_older_relea
     (passing / MANIFEST_NAME).unlink()
     cut(passing / "trainer_state.json")  # all files are there, and the last is half-written
     recover(folder)
-    assert [path.name for path in checkpoints(folder)][0] == "checkpoint-4" and not (folder / UNFINISHED).exists()
+    assert checkpoints(folder)[0].name == "checkpoint-4" and not (folder / UNFINISHED).exists()
 
 
 def test_published_folder_replaces_one_of_the_same_name(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import sharp_net, tiny_data, tiny_net
+from every_method import everything
 
 RUNS = {
     **{
@@ -27,19 +28,6 @@ RUNS |= {
     for name in ("fair_ard", "absld", "saad", "ciard", "bmtard_union")
 }
 RUNS["awp on bmtard, accumulated"] = {"method": "bmtard", "awp_gamma": 0.1, **SMALL}
-
-
-def everything(trainer):
-    """Collect all that a run leaves behind, as tensors and numbers by name."""
-    callbacks = trainer.distillation_callbacks()
-    found = {f"student.{name}": value for name, value in trainer.model.state_dict().items()}
-    for role, teacher in trainer.teachers.items():
-        found |= {f"{role}.{name}": value for name, value in teacher.state_dict().items()}
-    for index, callback in enumerate(callbacks):
-        found |= {f"{index}.{name}": value for name, value in callback.tensors().items()}
-    momenta = trainer.optimizer.state_dict()["state"].values()
-    found |= {f"momentum {index}": value["momentum_buffer"] for index, value in enumerate(momenta)}
-    return found, {"state": trainer.distillation.state_dict(), "callbacks": [c.state_dict() for c in callbacks]}
 
 
 @pytest.mark.parametrize("name", RUNS)
