@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print("compare.py: stopped; the same command goes on", file=sys.stderr)
         return 130
     results = write_comparison(plan)
-    print("", accuracy_table(results).markdown(0), *sentences(results.content), sep="\n\n")
+    print("", accuracy_table(results.content).markdown(0), *sentences(results.content), sep="\n\n")
     print(f"\nTable: {plan.directory / 'comparison.md'}")
     return 1 if results.unfinished else 0
 

@@ -24,29 +24,35 @@ def write_comparison(plan: Any) -> Results:
     results = collect(plan)
     places = paths(plan)
     write_file(places["json"], to_json(results))
-    write_file(places["markdown"], to_markdown(results))
+    write_file(places["markdown"], to_markdown(results.content))
     return results
 
 
-def to_markdown(results: Results) -> str:
-    """Write the whole document."""
-    content = results.content
-    tables = [accuracy_table(results), *_per_seed(results), *_paired_tables(content), training_table(content)]
+def to_markdown(content: Content) -> str:
+    """Write the whole document.
+
+    Args:
+        content: of ``comparison.json``.
+    """
+    tables = [accuracy_table(content), *per_seed_tables(content), *paired_tables(content), training_table(content)]
     parts = [f"# {len(content['rows'])} models on {content['test']['name']}"]
     parts += [tables[0].markdown(0), *sentences(content)]
     parts += [table.markdown(2) for table in tables[1:]]
-    parts += ["## Setting", setting(results)]
+    parts += ["## Setting", setting(content)]
     return "\n\n".join(parts) + "\n"
 
 
-def accuracy_table(results: Results) -> Table:
-    """Make the table: a row per method, clean accuracy, and robust accuracy and W-Robust under every attack."""
-    content = results.content
+def accuracy_table(content: Content) -> Table:
+    """Make the table: a row per method, clean accuracy, and robust accuracy and W-Robust under every attack.
+
+    Args:
+        content: of ``comparison.json``.
+    """
     headings = [Column("Method", numeric=False), Column("Clean")]
-    for column in results.columns:
+    for column in content["columns"]:
         headings += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
-    body = [_accuracy_row(row, results) for row in content["rows"]]
-    for position, column in enumerate(results.columns):
+    body = [_accuracy_row(row, content) for row in content["rows"]]
+    for position, column in enumerate(content["columns"]):
         values = [row["mean"][column]["w_robust"] if row["mean"] else None for row in content["rows"]]
         students = [value for row, value in zip(content["rows"], values, strict=True) if "method" in row]
         best = max((percent(value) for value in students if value is not None), key=float, default="")
@@ -56,23 +62,23 @@ def accuracy_table(results: Results) -> Table:
     return Table("Accuracies", headings, body, _caption(content), _run_notes(content))
 
 
-def _accuracy_row(row: Content, results: Results) -> list[Cell | str]:
+def _accuracy_row(row: Content, content: Content) -> list[Cell | str]:
     finished = [run for run in row["runs"] if run["state"] == "finished"]
     cells: list[Cell | str] = [_label(row, finished)]
     if not finished:
-        return [*cells, *[DASH] * (1 + 2 * len(results.columns))]
+        return [*cells, *[DASH] * (1 + 2 * len(content["columns"]))]
     if len(finished) == 1:
-        run, images = finished[0], results.content["test"]["images"]
+        run, images = finished[0], content["test"]["images"]
         cells.append(accuracy(run["clean"], run["clean_error"], images))
-        for column in results.columns:
+        for column in content["columns"]:
             found = run["columns"][column]
             cells.append(accuracy(found["robust"], found["robust_error"], found["images"]))
             cells.append(with_error(found["w_robust"], found["w_robust_error"]))
         return cells
     means = row["mean"]
     shares = [run["clean"] for run in finished]
-    cells.append(with_error(sum(shares) / len(shares), means[results.columns[0]]["clean_error_seeds"]))
-    for column in results.columns:
+    cells.append(with_error(sum(shares) / len(shares), means[content["columns"][0]]["clean_error_seeds"]))
+    for column in content["columns"]:
         for measure in ("robust", "w_robust"):
             cells.append(with_error(means[column][measure], means[column][f"{measure}_error_seeds"]))
     return cells
@@ -138,21 +144,23 @@ def sentences(content: Content) -> list[str]:
     return said
 
 
-def _per_seed(results: Results) -> list[Table]:
-    if len(results.content["seeds"]) < 2:
+def per_seed_tables(content: Content) -> list[Table]:
+    """Make the table of every run, if there are several seeds; none otherwise."""
+    if len(content["seeds"]) < 2:
         return []
     headings = [Column("Run", numeric=False), Column("Clean")]
-    for column in results.columns:
+    for column in content["columns"]:
         headings += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
     body: list[list[Cell | str]] = []
-    for row in results.content["rows"]:
+    for row in content["rows"]:
         for run in row["runs"]:
             alone = {"label": run["name"], "runs": [run], "mean": row["mean"]}
-            body.append(_accuracy_row(alone, results))
+            body.append(_accuracy_row(alone, content))
     return [Table("Every run", headings, body, "Percent ± one standard error over test images.")]
 
 
-def _paired_tables(content: Content) -> list[Table]:
+def paired_tables(content: Content) -> list[Table]:
+    """Make a table per attack: every row minus the first on the same images."""
     tables = []
     for column in content["columns"]:
         entries = [entry for entry in content["against_first"] if entry["column"] == column]
@@ -211,9 +219,9 @@ def training_table(content: Content) -> Table:
     return Table("Training", headings, body, caption)
 
 
-def setting(results: Results) -> str:
+def setting(content: Content) -> str:
     """Write the budget that all rows share, in a few lines."""
-    content, options = results.content, results.content["options"]
+    options = content["options"]
     devices = dict.fromkeys(
         f"{run['training']['device']}, {run['training']['threads']} threads"
         for row in content["rows"]
