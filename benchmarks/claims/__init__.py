@@ -1,0 +1,1 @@
+"""The paper's claims against the runs of a comparison."""

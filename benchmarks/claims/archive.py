@@ -1,0 +1,110 @@
+"""What a repository keeps of a comparison: every run's record, log and outcomes, without weights and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmtard_hooks.compare.numbers import Reports
+from bmtard_hooks.compare.record import RECORD, REPORT, read_record
+from bmtard_hooks.plots.runs import STATE, Run, load_run
+from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.reporting.report_file import load_report
+
+COMPARISON = "comparison.json"
+CHECKED = "checked"
+"""Directory with the report of `bmtard evaluate`, checks and black-box attacks included, of one B-MTARD student."""
+DIGITS = 6
+
+
+@dataclass
+class Archive:
+    """A comparison as it lies in the repository.
+
+    Args:
+        directory: where.
+        content: of ``comparison.json``.
+        reports: of the finished runs, row label to seed to report.
+        logs: row label to the log of its first finished seed.
+        checked: report with checks and black-box attacks, if there is one.
+    """
+
+    directory: Path
+    content: dict[str, Any]
+    reports: dict[str, Reports]
+    logs: dict[str, Run]
+    checked: Any = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Attacks that every row was measured with."""
+        return list(self.content["columns"])
+
+
+def keep(output: Path, archive: Path) -> list[str]:
+    """Copy what matters of ``compare.py``'s output.
+
+    Args:
+        output: its ``--output_dir``.
+        archive: directory to make, or to bring up to date.
+
+    Returns:
+        Names of the finished runs.
+
+    Raises:
+        FileNotFoundError: if there is no comparison in ``output``.
+    """
+    if not (output / COMPARISON).is_file():
+        raise FileNotFoundError(f"{output} has no {COMPARISON}: pass the --output_dir of compare.py")
+    content = json.loads((output / COMPARISON).read_text())
+    write_file(archive / COMPARISON, json.dumps(content, indent=1) + "\n")
+    kept = []
+    for row in content["rows"]:
+        for run in row["runs"]:
+            if run["state"] == "finished":
+                _keep_run(output / run["directory"], archive / run["directory"])
+                kept.append(run["name"])
+    return kept
+
+
+def _keep_run(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (RECORD, REPORT):
+        shutil.copy(source / name, target / name)
+    if read_record(source).training.get("steps"):  # type: ignore[union-attr]
+        run = load_run(source)
+        log = [{key: _rounded(value) for key, value in entry.items()} for entry in run.log]
+        state = {"global_step": log[-1].get("step", 0) if log else 0, "log_history": log}
+        write_file(target / STATE, json.dumps(state) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def load(directory: Path) -> Archive:
+    """Read an archive.
+
+    Args:
+        directory: that ``keep`` made.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = directory / COMPARISON
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} has no {COMPARISON}: pass --collect OUTPUT_DIR of compare.py first")
+    content = json.loads(path.read_text())
+    reports: dict[str, Reports] = {}
+    logs: dict[str, Run] = {}
+    for row in content["rows"]:
+        finished = [run for run in row["runs"] if run["state"] == "finished"]
+        reports[row["label"]] = {run["seed"]: load_report(directory / run["directory"] / REPORT) for run in finished}
+        for run in finished[:1]:
+            if (directory / run["directory"] / STATE).is_file():
+                logs[row["label"]] = load_run(directory / run["directory"], row["label"])
+    checked = directory / CHECKED / REPORT
+    return Archive(directory, content, reports, logs, load_report(checked) if checked.is_file() else None)

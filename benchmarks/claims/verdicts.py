@@ -1,0 +1,211 @@
+"""One verdict per claim of the paper, each with the numbers that it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bmtard_hooks.compare.numbers import paired
+from bmtard_hooks.evaluation.statistics import holm
+from bmtard_hooks.plots.dynamics import relative_losses
+from bmtard_hooks.plots.runs import ENTROPY, Run, Series
+from bmtard_hooks.reporting.presentation import attack_name
+from claims.archive import Archive
+
+HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
+LEVEL = 0.05
+"""Two-sided error probability, over all comparisons of one claim (Holm)."""
+LAST = 0.25
+"""Share of a run, at its end, over which balances are averaged."""
+CLOSED = 0.1
+"""Entropies have met if their gap at the end is at most this share of the gap at the beginning."""
+
+BMTARD, MTARD, FIXED, TEMPERATURES = "bmtard", "mtard", "baseline", "baseline+ebb"
+OWN = (BMTARD, MTARD, FIXED, TEMPERATURES)
+"""Rows that are not competitors but B-MTARD and its ablations."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Args:
+        claim: in words.
+        verdict: one of ``HOLDS``, ``FAILS``, ``NOISE`` and ``OPEN``.
+        numbers: what it rests on.
+    """
+
+    claim: str
+    verdict: str
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """W-Robust of one row minus that of another, over images and seeds.
+
+    Args:
+        other: the row that was taken off.
+        value: in [-1, 1].
+        error: its standard error.
+        seeds: number of pairs of runs.
+    """
+
+    other: str
+    value: float
+    error: float
+    seeds: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of a normal difference."""
+        return math.erfc(abs(self.value) / self.error / math.sqrt(2)) if self.error > 0 else float(self.value == 0)
+
+    def __str__(self) -> str:
+        return f"{self.other} {100 * self.value:+.2f} ± {100 * self.error:.2f}"
+
+
+def judge(archive: Archive) -> list[Verdict]:
+    """Hold every claim against an archive.
+
+    Args:
+        archive: see ``load``.
+    """
+    rivals = [row["label"] for row in archive.content["rows"] if "method" in row and _is_rival(row)]
+    verdicts = [_above(archive, column, rivals) for column in archive.columns]
+    verdicts += [_one(archive, f"W-Robust of B-MTARD is above MTARD's under {attack_name(column)}", column, BMTARD, MTARD)
+                 for column in archive.columns]  # fmt: skip
+    for claim, row, other in (
+        ("Normalization Loss Balance helps fixed temperatures (MTARD above the baseline)", MTARD, FIXED),
+        ("Normalization Loss Balance helps balanced temperatures (B-MTARD above baseline+EBB)", BMTARD, TEMPERATURES),
+        ("Entropy-Based Balance helps fixed weights (baseline+EBB above the baseline)", TEMPERATURES, FIXED),
+        ("Entropy-Based Balance helps balanced weights (B-MTARD above MTARD)", BMTARD, MTARD),
+        ("Both together help (B-MTARD above the baseline)", BMTARD, FIXED),
+    ):
+        verdicts += [
+            _one(archive, f"{claim}, {attack_name(column)}", column, row, other) for column in _strongest(archive)
+        ]
+    return [*verdicts, _entropies_meet(archive.logs), _losses_fall_alike(archive.logs), _not_obfuscated(archive)]
+
+
+def _is_rival(row: Mapping[str, object]) -> bool:
+    return row["label"] not in OWN and not (row["method"] == BMTARD and row["options"])
+
+
+def _strongest(archive: Archive) -> list[str]:
+    return [name for name in ("pgd_trades", "autoattack") if name in archive.columns]
+
+
+def differences(archive: Archive, column: str, row: str, others: Sequence[str]) -> list[Difference]:
+    """Compare a row with others by W-Robust; rows that were not measured are left out.
+
+    Args:
+        archive: see ``load``.
+        column: attack.
+        row: label.
+        others: labels.
+    """
+    if not archive.reports.get(row):
+        return []
+    found = []
+    for other in others:
+        if archive.reports.get(other):
+            pair = paired(archive.reports[row], archive.reports[other], column)
+            if pair["seeds"]:
+                found.append(Difference(other, pair["w_robust"], pair["w_robust_error"], len(pair["seeds"])))
+    return found
+
+
+def _verdict(found: Sequence[Difference]) -> str:
+    if not found:
+        return OPEN
+    sure = [p <= LEVEL for p in holm([difference.p for difference in found])]
+    if any(is_sure and difference.value < 0 for difference, is_sure in zip(found, sure, strict=True)):
+        return FAILS
+    return HOLDS if all(sure) else NOISE
+
+
+def _above(archive: Archive, column: str, rivals: Sequence[str]) -> Verdict:
+    found = sorted(differences(archive, column, BMTARD, rivals), key=lambda difference: difference.value)
+    numbers = "B-MTARD minus " + ", ".join(map(str, found)) if found else "no rows to compare"
+    claim = f"W-Robust of B-MTARD is above every other method's under {attack_name(column)}"
+    return Verdict(claim, _verdict(found), numbers)
+
+
+def _one(archive: Archive, claim: str, column: str, row: str, other: str) -> Verdict:
+    found = differences(archive, column, row, [other])
+    numbers = (
+        f"{row} minus {found[0]} ({found[0].seeds} seed{'s' * (found[0].seeds > 1)})" if found else "rows are missing"
+    )
+    return Verdict(claim, _verdict(found), numbers)
+
+
+def spread(lines: Mapping[str, Series], take: Callable[[list[float]], list[float]]) -> float | None:
+    """Compute the mean distance of the highest from the lowest of several series over a part of a run.
+
+    Args:
+        lines: at least two series, logged at the same places.
+        take: chooses the part, given a series' values.
+
+    Returns:
+        The distance; None with fewer than two series.
+    """
+    chosen = [take(series.values) for series in lines.values()]
+    if len(chosen) < 2:
+        return None
+    gaps = [max(values) - min(values) for values in zip(*chosen, strict=False)]
+    return math.fsum(gaps) / len(gaps) if gaps else None
+
+
+def first(values: list[float]) -> list[float]:
+    """Take the first logged value."""
+    return values[:1]
+
+
+def last(values: list[float]) -> list[float]:
+    """Take the last part of a run, a quarter."""
+    return values[-max(1, round(LAST * len(values))) :]
+
+
+def _entropies_meet(logs: Mapping[str, Run]) -> Verdict:
+    claim = "With Entropy-Based Balance the teachers' entropies meet"
+    if BMTARD not in logs:
+        return Verdict(claim, OPEN, "no log of B-MTARD")
+    ends = {name: (spread(logs[name].series(ENTROPY), first), spread(logs[name].series(ENTROPY), last))
+            for name in (BMTARD, MTARD) if name in logs}  # fmt: skip
+    told = [
+        f"{name}: {begin:.3f} → {end:.3f} nats" for name, (begin, end) in ends.items() if begin and end is not None
+    ]
+    begin, end = ends[BMTARD]
+    if begin is None or end is None:
+        return Verdict(claim, OPEN, "entropies of two teachers were not logged")
+    numbers = f"gap at the first log → mean gap over the last quarter; {', '.join(told)}"
+    return Verdict(claim, HOLDS if end <= CLOSED * begin else FAILS, numbers)
+
+
+def _losses_fall_alike(logs: Mapping[str, Run]) -> Verdict:
+    claim = "With Normalization Loss Balance the relative losses are closer together"
+    gaps = {name: spread(relative_losses(logs[name])[0], last) for name in OWN if name in logs}
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    numbers = "mean gap over the last quarter: " + ", ".join(f"{name} {gap:.3f}" for name, gap in known.items())
+    pairs = [(MTARD, FIXED), (BMTARD, TEMPERATURES)]
+    compared = [known[balanced] < known[fixed] for balanced, fixed in pairs if balanced in known and fixed in known]
+    if not compared:
+        return Verdict(claim, OPEN, numbers)
+    return Verdict(claim, HOLDS if all(compared) else FAILS, numbers)
+
+
+def _not_obfuscated(archive: Archive) -> Verdict:
+    claim = "B-MTARD's robustness does not come from obfuscated gradients"
+    if archive.checked is None:
+        return Verdict(claim, OPEN, "no evaluation with checks")
+    checks = archive.checked.checks
+    failed = [check.id for check in archive.checked.failed_checks]
+    counts = {
+        status: sum(check.status == status for check in checks) for status in dict.fromkeys(c.status for c in checks)
+    }
+    numbers = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Verdict(
+        claim, FAILS if failed else HOLDS, f"{numbers} of {len(checks)} checks{': ' * bool(failed)}{', '.join(failed)}"
+    )
