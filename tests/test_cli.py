@@ -90,7 +90,7 @@ def test_train_then_plot(files, tmp_path, capsys):
     assert run("plot", tmp_path / "student", "--output_dir", tmp_path / "figures", "--format", "svg") == 0
     shown = capsys.readouterr().out
     assert "| student | clean " in shown and "first logged value" in shown
-    names = ["ablation", "balance", "knowledge_scale", "relative_loss"]
+    names = ["ablation", "balance", "knowledge_scale", "relative_loss", "total_loss"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [f"figure_{name}.svg" for name in names]
     assert run(*words) == 2
     assert "bmtard train: " in capsys.readouterr().err

@@ -26,7 +26,8 @@ ABLATION = {FIXED: "baseline", TEMPERATURES: "baseline + EBB", MTARD: "baseline 
 """The rows of the paper's Figure 3, and how it calls them."""
 FIGURES = {
     "ablation": "Both balances, one at a time (the paper's Figure 3)",
-    "relative_loss": "Loss of each part relative to its first (Figures 4 and 5)",
+    "total_loss": "Total loss (Figure 4)",
+    "relative_loss": "Loss of each part relative to its first (Figure 5)",
     "knowledge_scale": "How much each teacher knows (Figure 6)",
     "balance": "Temperatures and weights of the losses over the run",
 }

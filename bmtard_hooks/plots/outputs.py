@@ -20,6 +20,7 @@ from bmtard_hooks.plots.dynamics import (
 )
 from bmtard_hooks.plots.panels import Style
 from bmtard_hooks.plots.runs import ENTROPY, KNOWLEDGE, TEMPERATURE, WEIGHT, Run, Series
+from bmtard_hooks.plots.total_loss import draw_total_loss
 from bmtard_hooks.reporting.drawing import DPI, render
 from bmtard_hooks.reporting.files import write_file
 from bmtard_hooks.reporting.presentation import DASH
@@ -27,6 +28,7 @@ from bmtard_hooks.reporting.table import Cell, Column, Table
 
 KINDS = ("png", "pdf", "svg")
 OVER_THE_RUN: Mapping[str, Callable[[Sequence[Run], Mapping[str, Style], int], Drawn]] = {
+    "total_loss": draw_total_loss,
     "knowledge_scale": draw_knowledge_scales,
     "relative_loss": draw_relative_losses,
     "balance": draw_balance,
@@ -57,8 +59,8 @@ def plot_runs(
 ) -> Written:
     """Draw the counterparts of the paper's Figures 3 to 6 for a set of runs, as far as they logged what it takes.
 
-    They are ``figure_ablation`` (accuracies), ``figure_knowledge_scale``, ``figure_relative_loss`` and ``figure_balance``
-    (temperatures and loss weights).
+    They are ``figure_ablation`` (accuracies), ``figure_total_loss``, ``figure_knowledge_scale``, ``figure_relative_loss`` and
+    ``figure_balance`` (temperatures and loss weights).
 
     Args:
         runs: see ``load_run``.

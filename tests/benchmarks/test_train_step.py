@@ -250,6 +250,7 @@ def test_an_interruption_ends_the_children():
     assert child.process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.exhaustive
 def test_a_small_run_through_processes(tmp_path, capsys):
     path = tmp_path / "kept.json"
     train_step.main(

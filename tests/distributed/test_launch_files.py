@@ -70,6 +70,7 @@ def test_cpu_file_starts_one_process_in_float32(tmp_path):
     assert (found["world size"], found["mixed precision"]) == (1, "no")
 
 
+@pytest.mark.exhaustive
 def test_file_of_several_machines_joins_their_launchers(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

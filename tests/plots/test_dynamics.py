@@ -12,6 +12,7 @@ from bmtard_hooks.plots.dynamics import (
     styles_of_runs,
 )
 from bmtard_hooks.plots.panels import running_mean
+from bmtard_hooks.plots.total_loss import draw_total_loss
 
 
 def lines_of(axes):
@@ -140,3 +141,17 @@ def test_steps_are_on_the_axis_if_one_run_has_no_epochs():
     panels, _ = drawn(draw_balance, [ablation()[3], old])
     assert {axes.get_xlabel() for axes in panels} == {"optimizer step"}
     assert lines_of(panels[0])["clean"].get_xdata()[-1] == 240
+
+
+def test_total_loss_is_a_line_per_run_without_evaluations_and_what_is_not_finite():
+    log = [
+        {"loss": 3.0, "epoch": 1.0},
+        {"eval_loss": 9.0, "epoch": 1.0},
+        {"loss": math.nan, "epoch": 2.0},
+        {"loss": 1.5, "epoch": 3.0},
+    ]
+    runs = [Run("a", log), Run("b", [{**entry, "loss": 1.0} for entry in log]), Run("silent", log[:1])]
+    figure, notes = draw_total_loss(runs, {})
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].get_lines()}
+    assert lines["a"] == ([1, 3], [3.0, 1.5]) and lines["b"][1] == [1.0] * 4
+    assert notes == ["not in figure_total_loss, for want of a logged loss: silent"]

@@ -7,10 +7,10 @@ from bmtard_hooks.plots import Run, last_values, load_run, plot_runs
 from bmtard_hooks.plots.ablation import draw_ablation
 from bmtard_hooks.plots.accuracies import accuracies
 
-FIGURES = ["figure_ablation", "figure_knowledge_scale", "figure_relative_loss", "figure_balance"]
+FIGURES = ["figure_ablation", "figure_total_loss", "figure_knowledge_scale", "figure_relative_loss", "figure_balance"]
 
 
-def test_four_figures_of_an_ablation_are_written(tmp_path):
+def test_five_figures_of_an_ablation_are_written(tmp_path):
     written = plot_runs(ablation()[::3], tmp_path / "new")
     assert [path.name for path in written.paths] == [f"{name}.png" for name in FIGURES]
     assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(written.paths)
@@ -29,8 +29,8 @@ def test_vector_formats_are_the_same_bytes_every_time(tmp_path, kind, beginning)
 
 def test_what_a_run_lacks_is_left_out_with_a_note(tmp_path):
     written = plot_runs([sat(), Run("blind", sample_log("clean", "robust"))], tmp_path)
-    assert len(written.paths) == 4
-    assert len(written.notes) == 4 and written.notes[0].startswith("blind has no report.json")
+    assert len(written.paths) == 5
+    assert len(written.notes) == 5 and written.notes[0].startswith("blind has no report.json")
     assert all("SAT" in note for note in written.notes[1:])
 
 

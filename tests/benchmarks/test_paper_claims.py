@@ -1,0 +1,126 @@
+"""Verdicts on the paper's claims follow from the outcomes, and the page of the archive from its files."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from claims.archive import Archive, load  # noqa: E402
+from claims.verdicts import FAILS, HOLDS, NOISE, OPEN, judge  # noqa: E402
+
+from bmtard_hooks.evaluation.report import AttackOutcome, RobustnessReport  # noqa: E402
+from bmtard_hooks.plots.runs import Run  # noqa: E402
+
+ARCHIVE = ROOT / "benchmarks" / "results" / "cifar10_small"
+IMAGES = 2000
+
+
+def report(clean, robust, seed):
+    """A model that is right on a share of the images, and stays right on a share."""
+    order = np.random.default_rng([seed, round(1000 * clean)]).permutation(IMAGES)
+    right, left = order < clean * IMAGES, order < robust * IMAGES
+    return RobustnessReport(
+        model="m",
+        dataset="d",
+        labels=np.zeros(IMAGES, dtype=int),
+        predictions=np.where(right, 0, 1),
+        num_classes=2,
+        label_names=None,
+        outcomes={"pgd_trades": AttackOutcome({"norm": "linf", "eps": 8 / 255}, right, right & ~left)},
+        columns={"pgd_trades": ["pgd_trades"]},
+    )
+
+
+def archive(shares, logs=None):
+    """Label to (clean, robust) of a row with two seeds."""
+    rows = [{"label": label, "method": label.split("+")[0], "options": {}} for label in shares]
+    reports = {label: {seed: report(*pair, seed) for seed in (0, 1)} for label, pair in shares.items()}
+    return Archive(Path("."), {"rows": rows, "columns": ["pgd_trades"]}, reports, logs or {})
+
+
+def verdict_of(found, words):
+    return next(verdict for verdict in found if words in verdict.claim)
+
+
+def log(entropies, losses, temperatures=True):
+    entries = []
+    for step, (gap, apart) in enumerate(zip(entropies, losses, strict=True)):
+        entries.append(
+            {"step": step, "entropy_clean": 1.0, "entropy_robust": 1.0 + gap, "relative_loss_clean": 0.5,
+             "relative_loss_robust": 0.5 + apart, "loss_clean": 1.0, "loss_robust": 1.0}
+        )  # fmt: skip
+    return entries
+
+
+@pytest.mark.parametrize("bmtard, mtard, expected", [(0.60, 0.50, HOLDS), (0.50, 0.60, FAILS), (0.505, 0.50, NOISE)])
+def test_difference_decides_only_if_it_is_sure(bmtard, mtard, expected):
+    found = judge(archive({"bmtard": (bmtard, 0.2), "mtard": (mtard, 0.2)}))
+    verdict = verdict_of(found, "above MTARD's")
+    assert verdict.verdict == expected and "(2 seeds)" in verdict.numbers
+    assert f"{50 * (bmtard - mtard):+.2f}" in verdict.numbers
+
+
+def test_one_better_rival_refutes_and_own_ablations_are_no_rivals():
+    shares = {
+        "bmtard": (0.6, 0.3),
+        "sat": (0.4, 0.2),
+        "rslad": (0.65, 0.4),
+        "mtard": (0.9, 0.9),
+        "baseline": (0.9, 0.9),
+    }
+    verdict = verdict_of(judge(archive(shares)), "every other method")
+    assert verdict.verdict == FAILS
+    assert (
+        verdict.numbers.index("rslad -7.50") < verdict.numbers.index("sat +15.00") and "mtard" not in verdict.numbers
+    )
+
+
+def test_what_was_not_run_is_said_to_be_open():
+    found = judge(archive({"sat": (0.4, 0.2)}))
+    assert {verdict.verdict for verdict in found} == {OPEN}
+
+
+def test_balances_are_judged_by_the_logs():
+    met, apart = [1.0, 0.5, 0.05, 0.02], [1.0, 1.0, 1.0, 1.0]
+    small, large = [0.1] * 4, [0.3] * 4
+    runs = {
+        "bmtard": log(met, small), "baseline+ebb": log(met, large),
+        "mtard": log(apart, small), "baseline": log(apart, large),
+    }  # fmt: skip
+    found = judge(archive({}, {label: Run(label, entries) for label, entries in runs.items()}))
+    assert verdict_of(found, "entropies meet").verdict == HOLDS
+    assert "1.000 → 0.020" in verdict_of(found, "entropies meet").numbers
+    assert verdict_of(found, "relative losses").verdict == HOLDS
+    runs["mtard"], runs["bmtard"] = log(apart, large), log(apart, large)
+    found = judge(archive({}, {label: Run(label, entries) for label, entries in runs.items()}))
+    assert verdict_of(found, "entropies meet").verdict == verdict_of(found, "relative losses").verdict == FAILS
+
+
+@pytest.mark.skipif(not (ARCHIVE / "comparison.json").is_file(), reason="the archive of runs is not there")
+def test_page_of_the_archive_is_made_from_its_files(tmp_path):
+    import shutil
+
+    import paper_claims
+
+    shutil.copytree(ARCHIVE, tmp_path / "archive")
+    page = (tmp_path / "archive" / "README.md").read_text()
+    (tmp_path / "archive" / "README.md").unlink()
+    made = paper_claims.main(["--archive", str(tmp_path / "archive")])
+    body, written = (text[: text.rindex("This page is made")] for text in (made.read_text(), page))
+    assert body == written
+
+
+@pytest.mark.skipif(not (ARCHIVE / "comparison.json").is_file(), reason="the archive of runs is not there")
+def test_every_archived_run_says_how_it_was_made():
+    found = load(ARCHIVE)
+    assert "--output_dir" in found.content["command"]
+    for row in found.content["rows"]:
+        for run in row["runs"]:
+            if run["state"] == "finished" and "method" in row:
+                record = json.loads((ARCHIVE / run["directory"] / "run.json").read_text())
+                assert record["identity"]["method"] == row["method"] and record["training"]["commit"]
