@@ -3,8 +3,8 @@
     python benchmarks/export_teacher.py outputs/clean benchmarks/teachers/cifar10_clean --dataset cifar10 \
         --command "accelerate launch recipes/train_teacher.py … --output_dir outputs/clean"
 
-What is measured for the card is the network as it will be loaded, after rounding to float16, on the whole test split: clean
-accuracy, and robust accuracy under PGD with 20 steps. It loads with `load_teacher(directory)`, in float32.
+What is measured for the card is the network as it will be loaded, after rounding to float16, on the whole test split. It loads
+with `load_teacher(directory)`, in float32.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from bmtard_hooks import create_model, evaluate_robustness, load_images
 from bmtard_hooks.evaluation.environment import device_name, package_versions, source_commit
 from bmtard_hooks.evaluation.report import RobustnessReport
+from bmtard_hooks.evaluation.statistics import accuracy_error
 from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.reporting.presentation import accuracy, attack_name
 from bmtard_hooks.reporting.report_file import save_report
 
 WEIGHTS, CONFIG, CARD, REPORT = "model.safetensors", "config.json", "README.md", "report.json"
 LARGEST = 6_000_000  # bytes that a repository should have to carry
-ATTACKS = ["pgd_sat", "pgd_trades"]
 
 
 def main(argv: list[str] | None = None) -> RobustnessReport:
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport:
     parser.add_argument("--dataset", default="cifar10", help="hub id or local directory")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, help="measure on the first images only; for a try")
+    parser.add_argument("--attacks", nargs="+", default=["pgd_trades"], help="as of `bmtard evaluate`")
     parser.add_argument("--command", required=True, help="the command that trained it, for the card")
     parser.add_argument("--note", default="", help="a sentence for the card")
     options = parser.parse_args(argv)
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport:
     report = evaluate_robustness(
         create_model(str(options.target)).freeze(),
         load_images(options.dataset, options.split, limit=options.limit),
-        ATTACKS,
+        options.attacks,
         model_name=options.target.name,
         dataset_name=f"{Path(options.dataset).name}, {options.split}",
         checks=False,
@@ -98,17 +100,17 @@ def describe(target: Path, report: RobustnessReport, command: str, note: str) ->
     weights = target / WEIGHTS
     parameters = sum(parameter.numel() for parameter in create_model(str(target)).parameters())
     versions = package_versions()
-    rows = [f"| {row.column} | {100 * row.robust:.2f} ± {100 * row.robust_error:.2f} |" for row in report.rows()]
-    clean = report.rows()[0]
+    rows = [_line(attack_name(row.column), row.robust, row.robust_error, row.images) for row in report.rows()]
+    clean, images = float(report.correct.mean()), len(report.labels)
     lines = [
         f"# {target.name}",
         "",
         f'{parameters:,} parameters, float16. `load_teacher("{target.as_posix()}")` loads it in float32.',
         *(["", note] if note else []),
         "",
-        f"| {len(report.labels):,} images of {report.dataset} | percent |",
-        "|---|---:|",
-        f"| clean | {100 * clean.clean:.2f} ± {100 * clean.clean_error:.2f} |",
+        f"| images of {report.dataset} | | percent |",
+        "|---|---:|---:|",
+        _line("clean", clean, accuracy_error(clean, images), images),
         *rows,
         "",
         "Radius 8/255, L∞; ± is one standard error over images. PGD overstates robustness: attack it with AutoAttack before",
@@ -120,10 +122,14 @@ def describe(target: Path, report: RobustnessReport, command: str, note: str) ->
         "```",
         "",
         f"- SHA-256 of `{WEIGHTS}`: `{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
-        f"- Measured on {device_name('cpu')}, commit {source_commit()}, torch {versions.get('torch')}, "
+        f"- Measured on {device_name(torch.device('cpu'))}, commit {source_commit()}, torch {versions.get('torch')}, "
         f"transformers {versions.get('transformers')}, timm {versions.get('timm')}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _line(name: str, share: float, error: float, images: int) -> str:
+    return f"| {name} | {images:,} | {accuracy(share, error, images)} |"
 
 
 if __name__ == "__main__":
