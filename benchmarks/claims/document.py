@@ -100,7 +100,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     caption = (
         "Differences are W-Robust in points ± one standard error, paired over the same test images and over seeds. Holds: every "
         "difference is above 0 at a two-sided 5 % level (Holm's rule over the rows of the line); does not hold: one is below 0 at "
-        "that level; within noise: neither. With one seed per row the error does not know how much training again would change."
+        "that level; within noise: neither. With one seed per row the error does not know how much training again would change, and with two it knows little of it. "
+        "Figures show the first seed."
     )
     return Table("Claims", [Column(name, numeric=False) for name in ("Claim", "Here", "Numbers")], rows, caption)
 
