@@ -103,7 +103,11 @@ def ours(word: str, model: Any, data: ImageTensors, batch_size: int, device: str
 
 
 def row(seconds: float, forwards: int, backwards: int, robust: int, images: int, attacked: int) -> dict:
-    """Sum up one measurement."""
+    """Sum up one measurement; ``attacked`` images were right when clean."""
+    if not attacked:
+        raise ValueError(
+            f"none of {images} images is classified correctly, so there is nothing to attack: raise --limit"
+        )
     return {
         "seconds": round(seconds, 2),
         "forwards_per_image": round(forwards / attacked, 1),
