@@ -24,6 +24,8 @@ from bmtard_hooks.models.untrusted_files import check_saved_directory
 
 logger = logging.getLogger(__name__)
 
+RANDOM = "_weights_not_found"
+
 READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Arguments of ``timm.create_model`` that name files or addresses, which some releases of timm read with all code in them."""
 
@@ -103,8 +105,8 @@ def _read_saved(name: str, trust_remote_code: bool) -> PreTrainedModel:
         _refuse_files(config.model_args or {}, f"model_args in the config.json of {name}")
         check_architecture(config.architecture)
     try:
-        backbone = AutoModelForImageClassification.from_pretrained(
-            name, config=config, trust_remote_code=trust_remote_code
+        backbone, loaded = AutoModelForImageClassification.from_pretrained(
+            name, config=config, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except pickle.UnpicklingError as error:
         what = f"the pytorch_model.bin of {name}"
@@ -116,7 +118,17 @@ def _read_saved(name: str, trust_remote_code: bool) -> PreTrainedModel:
             f"{name} has weights that nothing can be computed with ({len(broken)} tensors, {broken[0]}): pass a model from "
             "before its training went wrong"
         )
+    setattr(backbone, RANDOM, sorted(key for key in loaded["missing_keys"] if "num_batches_tracked" not in key))
     return backbone
+
+
+def weights_not_found(classifier: PixelClassifier) -> list[str]:
+    """Name the weights that a saved model did not have, so that they are random; transformers only warns of them.
+
+    Args:
+        classifier: from ``create_model``.
+    """
+    return list(getattr(classifier.backbone, RANDOM, []))
 
 
 def _refuse_files(model_args: Mapping[str, Any], where: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.models.architectures import check_architecture
-from bmtard_hooks.models.create import as_classifier, create_model, is_hub_id
+from bmtard_hooks.models.create import as_classifier, create_model, is_hub_id, weights_not_found
 from bmtard_hooks.models.image_sizes import explain_network
 from bmtard_hooks.models.pixels import PixelClassifier
 
@@ -31,7 +31,7 @@ def load_teacher(
         A frozen ``PixelClassifier`` in eval mode.
 
     Raises:
-        ValueError: if no weights were named, or as ``create_model`` does.
+        ValueError: if no weights were named, if some of them are missing, or as ``create_model`` does.
         FileNotFoundError: if the checkpoint does not exist.
     """
     has_weights = checkpoint is not None or kwargs.get("pretrained") or Path(name).is_dir() or is_hub_id(name)
@@ -47,7 +47,14 @@ def load_teacher(
                 "be random: fine-tune it first, and pass the saved directory"
             )
         num_classes = trained
-    return create_model(name, num_classes, checkpoint=checkpoint, **kwargs).freeze()
+    teacher = create_model(name, num_classes, checkpoint=checkpoint, **kwargs).freeze()
+    missing = weights_not_found(teacher) if checkpoint is None else []
+    if missing:
+        raise ValueError(
+            f"teacher {name!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}{' …' * (len(missing) > 3)}), which would be "
+            "random: fine-tune it first and pass the saved directory, or pass checkpoint=FILE"
+        )
+    return teacher
 
 
 def _pretrained_classes(architecture: str) -> int:

@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 from conftest import tiny_net
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from bmtard_hooks import create_model, load_teacher
@@ -158,6 +158,17 @@ def test_file_without_tensors_is_refused(tmp_path):
 def test_teacher_without_weights_is_refused():
     with pytest.raises(ValueError, match="would have random weights: pass checkpoint=FILE"):
         load_teacher("resnet8_cifar", num_classes=10)
+
+
+def test_saved_teacher_without_its_last_layer_is_refused_but_a_student_may_learn_one(trained, tmp_path):
+    trained.backbone.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "linear" not in name}
+    assert 0 < len(weights) - len(kept) <= 2
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 2 of its weights \(timm_model\.linear\.bias, .* would be random: fine-tune it"):
+        load_teacher(str(tmp_path))
+    assert create_model(str(tmp_path)).num_classes == trained.num_classes
 
 
 def test_teacher_can_be_a_directory_or_a_module(trained, tmp_path):
