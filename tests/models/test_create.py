@@ -166,7 +166,9 @@ def test_saved_teacher_without_its_last_layer_is_refused_but_a_student_may_learn
     kept = {name: value for name, value in weights.items() if "linear" not in name}
     assert 0 < len(weights) - len(kept) <= 2
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 2 of its weights \(timm_model\.linear\.bias, .* would be random: fine-tune it"):
+    with pytest.raises(
+        ValueError, match=r"lacks 2 of its weights \(timm_model\.linear\.bias, .* would be random: fine-tune it"
+    ):
         load_teacher(str(tmp_path))
     assert create_model(str(tmp_path)).num_classes == trained.num_classes
 
