@@ -146,8 +146,15 @@ def power_table(archive: Archive) -> Table:
     Args:
         archive: see ``load``.
     """
-    powers = {row["label"]: float(row["options"].get(POWER, 1)) for row in archive.content["rows"]
-              if row.get("method") == BMTARD and set(row["options"]) <= {POWER} and row["mean"]}  # fmt: skip
+    rows_of = {row["label"]: row for row in archive.content["rows"] if row.get("method") == BMTARD and row["mean"]}
+    others = {
+        label: {key: value for key, value in row["options"].items() if key != POWER} for label, row in rows_of.items()
+    }
+    powers = {
+        label: float(row["options"].get(POWER, 1))
+        for label, row in rows_of.items()
+        if others[label] == others.get(BMTARD)  # alike but for the power
+    }
     means = {row["label"]: row["mean"] for row in archive.content["rows"]}
     rows: list[list[Cell | str]] = []
     for label, power in sorted(powers.items(), key=lambda pair: pair[1]) if len(powers) > 1 else ():

@@ -124,3 +124,20 @@ def test_every_archived_run_says_how_it_was_made():
             if run["state"] == "finished" and "method" in row:
                 record = json.loads((ARCHIVE / run["directory"] / "run.json").read_text())
                 assert record["identity"]["method"] == row["method"] and record["training"]["commit"]
+
+
+def test_powers_are_tabled_beside_the_row_that_is_alike_but_for_the_power():
+    from claims.document import power_table
+
+    options = {
+        "bmtard": {"temperature_rate": "0.005"},
+        "half": {"temperature_rate": "0.005", "loss_balance_power": "0.5"},
+        "slow": {},
+        "four": {"loss_balance_power": "4", "temperature_rate": "0.005"},
+    }
+    found = archive({label: (0.5, 0.3) for label in options})
+    for row in found.content["rows"]:
+        mean = {"robust": 0.3, "w_robust": 0.4}
+        row.update(method="bmtard", options=options[row["label"]], mean={"pgd_trades": mean})
+    assert [row[0] for row in power_table(found).rows] == ["0.5", "1", "4"]
+    assert power_table(found).rows[0][1:] == ["30.00", "40.00"]
