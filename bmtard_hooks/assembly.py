@@ -48,6 +48,25 @@ def choose_student(
     return student, collator
 
 
+def by_role(clean: Any, robust: Any, others: Any) -> dict[str, Any]:
+    """Gather the teachers that a user passed under their roles.
+
+    Args:
+        clean: the clean teacher, or None.
+        robust: the robust teacher, or None.
+        others: role to teacher; may name these two instead.
+
+    Raises:
+        TypeError: if ``others`` does not say which teacher is which.
+    """
+    if others is not None and not isinstance(others, Mapping):
+        raise TypeError(
+            f"teachers is a {type(others).__name__}, which does not say who is who: pass a dictionary, "
+            'teachers={"clean": …, "robust": …}, or clean_teacher=… and robust_teacher=…'
+        )
+    return {"clean": clean, "robust": robust, **(others or {})}
+
+
 def choose_teachers(
     method: Method, student: PixelClassifier, given: Mapping[str, str | nn.Module | None]
 ) -> dict[str, PixelClassifier]:

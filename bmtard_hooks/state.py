@@ -147,6 +147,16 @@ def load_state(directory: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not whole ({error}): resume from an older checkpoint") from error
 
 
+def averages_weights(directory: str | Path) -> bool:
+    """Tell whether a directory is a checkpoint of a run that averages its weights; its own model is then not the average."""
+    path = Path(directory) / STATE_NAME
+    try:
+        callbacks = json.loads(path.read_text())["callbacks"] if path.is_file() else []
+        return any(entry["class"] == "WeightAveraging" for entry in callbacks)
+    except (OSError, ValueError, KeyError, TypeError):  # somebody else's file
+        return False
+
+
 def save_tensors(directory: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write what callbacks keep as tensors into a checkpoint, whole or not at all; nothing if there is nothing."""
     if not tensors:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.asking import AsksTeachers
-from bmtard_hooks.assembly import choose_student, choose_teachers, with_method_callbacks
+from bmtard_hooks.assembly import by_role, choose_student, choose_teachers, with_method_callbacks
 from bmtard_hooks.callbacks.additions import added_callbacks
 from bmtard_hooks.callbacks.balance_watch import BalanceWatch
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
@@ -87,9 +87,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         student, collator = choose_student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
         if args.sync_batch_norm and args.world_size > 1:
             synchronise_batch_norm(student)
-        roles = choose_teachers(
-            self.method, student, {"clean": clean_teacher, "robust": robust_teacher, **(teachers or {})}
-        )
+        roles = choose_teachers(self.method, student, by_role(clean_teacher, robust_teacher, teachers))
         check_parts(student, roles, collator, train_dataset, eval_dataset)
         super().__init__(
             student.backbone,

@@ -6,7 +6,7 @@ import torch
 from conftest import sharp_net, tiny_data, tiny_net
 from transformers import TrainerCallback
 
-from bmtard_hooks import BMTARDTrainer, EntropyBalance, LossBalance, PGDCollator
+from bmtard_hooks import BMTARDConfig, BMTARDTrainer, EntropyBalance, LossBalance, PGDCollator
 
 
 def test_log_has_stable_keys(make_trainer):
@@ -274,3 +274,9 @@ def test_logged_gradient_norm_is_that_of_the_gradients_before_clipping(make_trai
         assert max(logged) > clip and seen.norms == pytest.approx([min(norm, clip) for norm in logged], rel=1e-3)
     else:
         assert logged == pytest.approx(seen.norms, rel=1e-5)
+
+
+def test_teachers_without_names_are_refused(tmp_path):
+    config = BMTARDConfig(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match=r'teachers is a list, .* pass a dictionary, teachers=\{"clean": …'):
+        BMTARDTrainer(tiny_net(0), config, train_dataset=tiny_data(), teachers=[sharp_net(1), sharp_net(2)])

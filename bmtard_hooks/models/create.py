@@ -21,6 +21,7 @@ from bmtard_hooks.models.checkpoints import code_refusal, load_weights, names_co
 from bmtard_hooks.models.image_sizes import as_sides, explain_network, first_line, try_size
 from bmtard_hooks.models.pixels import PixelClassifier, answer_once, find_normalisation
 from bmtard_hooks.models.untrusted_files import check_saved_directory
+from bmtard_hooks.state import averages_weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,12 @@ def _from_saved(
     if Path(name).is_dir():
         check_saved_directory(Path(name))
     backbone = _read_saved(name, bool(trust_remote_code))  # None would ask at the terminal
+    if checkpoint is None and averages_weights(Path(name)):
+        logger.warning(
+            "%s is a checkpoint of a run that averages its weights: these are the ones that were trained, not the average that the "
+            "run evaluates and, at its end, saves in the folder above",
+            name,
+        )
     if checkpoint is not None:
         load_weights(getattr(backbone, "timm_model", backbone), checkpoint)
     processor = None  # our own directories record the normalisation in config.json

@@ -7,7 +7,7 @@ from conftest import tiny_data, tiny_net
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from bmtard_hooks import RobustEvaluation, evaluate_robustness
+from bmtard_hooks import RobustEvaluation, create_model, evaluate_robustness
 from bmtard_hooks.callbacks import robust_evaluation
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 
@@ -280,3 +280,16 @@ def test_what_cannot_be_averaged_is_refused(run, make_trainer):
     half = make_trainer(tiny_net(0).bfloat16(), method="natural", eval_attack=False, **EMA)
     with pytest.raises(ValueError, match="half precision"):
         average_of(half)._copy()
+
+
+def test_checkpoint_says_that_it_holds_no_average(make_trainer, tmp_path, caplog):
+    student = create_model("resnet8_cifar", 4)
+    options = {**RUN, **EMA, "method": "sat", "max_steps": 1, "averaging_start": 0.0, "output_dir": str(tmp_path)}
+    trainer = make_trainer(student, tiny_data(8, size=32), **options)
+    trainer.train()
+    trainer.save_model()
+    create_model(str(tmp_path / "checkpoint-1"))
+    assert "checkpoint of a run that averages its weights" in caplog.text
+    caplog.clear()
+    create_model(str(tmp_path))
+    assert "averages its weights" not in caplog.text
