@@ -21,6 +21,7 @@ from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.origin import describe_origin
 from bmtard_hooks.resume import KeepsDistillationState
 from bmtard_hooks.saving import SavesWhole
+from bmtard_hooks.sole_writer import FolderInUse, SoleWriter
 from bmtard_hooks.stopping import EvaluationAbandoned, StoppedBySignal
 from bmtard_hooks.window import AccumulationWindow, Batch
 
@@ -54,6 +55,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             FileExistsError: if ``output_dir`` holds another run.
             FileNotFoundError: if there is no checkpoint to resume from.
             ValueError: for data, labels, teachers or a checkpoint that do not fit.
+            FolderInUse: if another process trains in ``output_dir``.
             FloatingPointError: if a number of a step stops being finite; checkpoints written before stay as they are.
             StoppedBySignal: a ``SystemExit`` with code 0, after a signal, when the checkpoint is written.
         """
@@ -62,7 +64,14 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         )
         check_before_training(cast("BMTARDTrainer", self), resume)
         leave_at_exit()
-        checkpoint = self._checkpoint_to_resume(resume)
+        writer = SoleWriter(Path(str(self.args.output_dir)))
+        try:
+            checkpoint = self._checkpoint_to_resume(resume, writer)
+            return self._train_from(checkpoint, *args, **kwargs)
+        finally:
+            writer.leave()
+
+    def _train_from(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> TrainOutput:
         self._own_directory = True
         self._begun_with = describe_origin(self.args, self.teachers, self.method.trained_teachers, self.train_dataset)
         try:
@@ -81,17 +90,19 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         cast("BMTARDTrainer", self)._start_anew()
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
 
-    def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
-        """Let the main process choose a checkpoint that is whole, for all."""
+    def _checkpoint_to_resume(self, resume: str | bool | None, writer: SoleWriter) -> str | None:
+        """Let the main process take the folder and choose a checkpoint that is whole, for all."""
         answer: list[Any] = [None, None]
         if self.args.process_index == 0:
+            output_dir = Path(str(self.args.output_dir))
             try:
-                answer[0] = choose_checkpoint(
-                    Path(str(self.args.output_dir)), resume, self.args.load_best_model_at_end
-                )
+                if output_dir.is_dir():
+                    writer.take()
+                answer[0] = choose_checkpoint(output_dir, resume, self.args.load_best_model_at_end)
                 if resume == "auto" and answer[0] is None and not self._own_directory:
                     check_output_dir(self.args, None)
-            except (OSError, ValueError) as error:
+                writer.take()
+            except (OSError, ValueError, FolderInUse) as error:
                 answer[1] = error
         broadcast_object_list(answer)
         if answer[1] is not None:
