@@ -54,7 +54,7 @@ class SoleWriter:
             try:
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = _holder(stream)
+                holder = holder_of(stream)
                 stream.close()
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     logger.warning(
@@ -79,9 +79,7 @@ class SoleWriter:
 
     def _sign(self, stream: IO[str]) -> None:
         with suppress(OSError):  # a full disk: the lock holds all the same
-            stream.truncate(0)
-            stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            stream.flush()
+            sign(stream)
 
     def _is_current(self, stream: IO[str]) -> bool:
         try:
@@ -90,7 +88,19 @@ class SoleWriter:
             return False
 
 
-def _holder(stream: IO[str]) -> str:
+def sign(stream: IO[str]) -> None:
+    """Write into a lock file which process holds it."""
+    stream.truncate(0)
+    stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    stream.flush()
+
+
+def holder_of(stream: IO[str]) -> str:
+    """Name the process that signed a lock file.
+
+    Args:
+        stream: the file, readable.
+    """
     stream.seek(0)
     try:
         content: dict[str, Any] = json.loads(stream.read())

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from bmtard_hooks.reporting.files import write_file
+from bmtard_hooks.sole_writer import holder_of, sign
 
 try:
     import fcntl
@@ -88,11 +87,9 @@ def run_lock(directory: Path) -> Iterator[None]:
             if _try_lock(stream):
                 break
             if not left:
-                raise RunIsBusy(f"{directory} is worked on by {_holder(stream)}")
+                raise RunIsBusy(f"{directory} is worked on by {holder_of(stream)}")
             time.sleep(PAUSE)
-        stream.truncate(0)
-        stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        stream.flush()
+        sign(stream)
         yield
 
 
@@ -113,12 +110,3 @@ def _try_lock(stream: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _holder(stream: IO[str]) -> str:
-    stream.seek(0)
-    try:
-        content: Mapping[str, Any] = json.loads(stream.read())
-        return f"process {content['pid']} on {content['host']}"
-    except (json.JSONDecodeError, KeyError, TypeError):  # it has just begun
-        return "another process"
