@@ -25,7 +25,8 @@ from bmtard_hooks.state import averages_weights
 
 logger = logging.getLogger(__name__)
 
-RANDOM = "_weights_not_found"
+NOT_FOUND = "_weights_not_found"
+"""Attribute of a loaded network: names of the weights that its files lack."""
 
 READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Arguments of ``timm.create_model`` that name files or addresses, which some releases of timm read with all code in them."""
@@ -125,7 +126,7 @@ def _read_saved(name: str, trust_remote_code: bool) -> PreTrainedModel:
             f"{name} has weights that nothing can be computed with ({len(broken)} tensors, {broken[0]}): pass a model from "
             "before its training went wrong"
         )
-    setattr(backbone, RANDOM, sorted(key for key in loaded["missing_keys"] if "num_batches_tracked" not in key))
+    setattr(backbone, NOT_FOUND, sorted(key for key in loaded["missing_keys"] if "num_batches_tracked" not in key))
     return backbone
 
 
@@ -135,7 +136,7 @@ def weights_not_found(classifier: PixelClassifier) -> list[str]:
     Args:
         classifier: from ``create_model``.
     """
-    return list(getattr(classifier.backbone, RANDOM, []))
+    return list(getattr(classifier.backbone, NOT_FOUND, []))
 
 
 def _refuse_files(model_args: Mapping[str, Any], where: str) -> None:
