@@ -30,6 +30,7 @@ class SoleWriter:
     """Keeps a folder for this process, from ``take`` to ``leave``; the operating system lets go of it when the process dies.
 
     The lock belongs to the process, not to those that it forks, so data workers that outlive it for a moment do not keep it.
+    A comparison's locks belong to the open file instead, because it asks about its own.
 
     Args:
         folder: to be written into; need not exist.

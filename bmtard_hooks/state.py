@@ -149,11 +149,9 @@ def load_state(directory: str | Path) -> dict[str, Any]:
 
 def averages_weights(directory: str | Path) -> bool:
     """Tell whether a directory is a checkpoint of a run that averages its weights; its own model is then not the average."""
-    path = Path(directory) / STATE_NAME
     try:
-        callbacks = json.loads(path.read_text())["callbacks"] if path.is_file() else []
-        return any(entry["class"] == "WeightAveraging" for entry in callbacks)
-    except (OSError, ValueError, KeyError, TypeError):  # somebody else's file
+        return any(entry["class"] == "WeightAveraging" for entry in load_state(directory)["callbacks"])
+    except (OSError, ValueError, KeyError, TypeError):  # no checkpoint, or somebody else's file
         return False
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bmtard_hooks.compare.numbers import Reports
-from bmtard_hooks.compare.record import RECORD, REPORT, read_record
+from bmtard_hooks.compare.record import RECORD, REPORT
 from bmtard_hooks.plots.runs import STATE, Run, load_run
 from bmtard_hooks.reporting.files import write_file
 from bmtard_hooks.reporting.report_file import load_report
@@ -60,21 +60,22 @@ def keep(output: Path, archive: Path) -> list[str]:
     if not (output / COMPARISON).is_file():
         raise FileNotFoundError(f"{output} has no {COMPARISON}: pass the --output_dir of compare.py")
     content = json.loads((output / COMPARISON).read_text())
-    write_file(archive / COMPARISON, json.dumps(content, indent=1) + "\n")
+    archive.mkdir(parents=True, exist_ok=True)
+    shutil.copy(output / COMPARISON, archive / COMPARISON)
     kept = []
     for row in content["rows"]:
         for run in row["runs"]:
             if run["state"] == "finished":
-                _keep_run(output / run["directory"], archive / run["directory"])
+                _keep_run(output / run["directory"], archive / run["directory"], has_log="method" in row)
                 kept.append(run["name"])
     return kept
 
 
-def _keep_run(source: Path, target: Path) -> None:
+def _keep_run(source: Path, target: Path, has_log: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in (RECORD, REPORT):
         shutil.copy(source / name, target / name)
-    if read_record(source).training.get("steps"):  # type: ignore[union-attr]
+    if has_log:
         run = load_run(source)
         log = [{key: _rounded(value) for key, value in entry.items()} for entry in run.log]
         state = {"global_step": log[-1].get("step", 0) if log else 0, "log_history": log}

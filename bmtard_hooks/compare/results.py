@@ -37,11 +37,6 @@ class Results:
     content: dict[str, Any]
 
     @property
-    def columns(self) -> list[str]:
-        """The columns of the table."""
-        return list(self.content["columns"])
-
-    @property
     def unfinished(self) -> list[dict[str, Any]]:
         """The chosen runs that are not finished."""
         chosen = [run.name for run in self.plan.chosen]
