@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> RobustnessReport:
         examples=0,
         progress=False,
     )
+    report.environment["command"] = _own_command(options.target)  # paths of this machine help nobody
     save_report(report, options.target / REPORT)
     card = describe(options.target, report, options.command, options.note)
     write_file(options.target / CARD, card)
@@ -118,7 +119,7 @@ def describe(target: Path, report: RobustnessReport, command: str, note: str) ->
         "",
         "```bash",
         command,
-        f"python benchmarks/export_teacher.py … {target.as_posix()}",
+        _own_command(target),
         "```",
         "",
         f"- SHA-256 of `{WEIGHTS}`: `{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
@@ -126,6 +127,10 @@ def describe(target: Path, report: RobustnessReport, command: str, note: str) ->
         f"transformers {versions.get('transformers')}, timm {versions.get('timm')}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _own_command(target: Path) -> str:
+    return f"python benchmarks/export_teacher.py … {target.as_posix()}"
 
 
 def _line(name: str, share: float, error: float, images: int) -> str:
