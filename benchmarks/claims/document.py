@@ -98,9 +98,10 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         [verdict.claim, Cell(verdict.verdict, strong=True), verdict.numbers] for verdict in verdicts
     ]
     caption = (
-        "Differences are W-Robust in points ± one standard error, paired over the same test images and over seeds. Holds: every "
+        "Differences are W-Robust in points ± one standard error, over the choice of test images (paired) and, where any row was "
+        "trained with two seeds, over training again, as the seeds of all such rows together show it. Holds: every "
         "difference is above 0 at a two-sided 5 % level (Holm's rule over the rows of the line); does not hold: one is below 0 at "
-        "that level; within noise: neither. With one seed per row the error does not know how much training again would change, and with two it knows little of it. "
+        "that level; within noise: neither. "
         "Figures show the first seed."
     )
     return Table("Claims", [Column(name, numeric=False) for name in ("Claim", "Here", "Numbers")], rows, caption)

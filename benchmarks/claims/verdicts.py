@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bmtard_hooks.compare.numbers import paired
+import numpy as np
+from scipy import stats
+
+from bmtard_hooks.compare.numbers import outcomes, paired
 from bmtard_hooks.evaluation.statistics import holm
 from bmtard_hooks.plots.dynamics import relative_losses
 from bmtard_hooks.plots.runs import ENTROPY, Run, Series
@@ -48,22 +51,61 @@ class Difference:
     Args:
         other: the row that was taken off.
         value: in [-1, 1].
-        error: its standard error.
+        error: its standard error, from the choice of images and, as far as it is known, from training again.
         seeds: number of pairs of runs.
+        freedom: degrees of freedom of the error (Welch and Satterthwaite); infinite where only images count.
     """
 
     other: str
     value: float
     error: float
     seeds: int
+    freedom: float = math.inf
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of a normal difference."""
-        return math.erfc(abs(self.value) / self.error / math.sqrt(2)) if self.error > 0 else float(self.value == 0)
+        """Two-sided p-value of Student's t."""
+        if self.error <= 0:
+            return float(self.value == 0)
+        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
 
     def __str__(self) -> str:
         return f"{self.other} {100 * self.value:+.2f} ± {100 * self.error:.2f}"
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """How much W-Robust moves when a row is trained again, taken to be the same for all rows.
+
+    Args:
+        deviation: standard deviation between seeds of one row, in [0, 1].
+        freedom: degrees of freedom behind it, the sum over rows of their seeds less one.
+    """
+
+    deviation: float
+    freedom: int
+
+
+def retraining(archive: Archive, column: str) -> Retraining | None:
+    """Pool the variances between seeds over all rows that were trained more than once.
+
+    Args:
+        archive: see ``load``.
+        column: attack.
+
+    Returns:
+        None if no row was.
+    """
+    values = [
+        np.array([outcomes(report, column)["w_robust"].mean() for report in reports.values()])
+        for reports in archive.reports.values()
+        if len(reports) > 1
+    ]
+    freedom = sum(len(found) - 1 for found in values)
+    if not freedom:
+        return None
+    squares = sum(float(((found - found.mean()) ** 2).sum()) for found in values)
+    return Retraining(math.sqrt(squares / freedom), freedom)
 
 
 def judge(archive: Archive) -> list[Verdict]:
@@ -100,6 +142,9 @@ def _strongest(archive: Archive) -> list[str]:
 def differences(archive: Archive, column: str, row: str, others: Sequence[str]) -> list[Difference]:
     """Compare a row with others by W-Robust; rows that were not measured are left out.
 
+    Two seeds say little about how much training again moves one row, so this is estimated from all rows together and counts
+    for rows with one seed too.
+
     Args:
         archive: see ``load``.
         column: attack.
@@ -108,12 +153,16 @@ def differences(archive: Archive, column: str, row: str, others: Sequence[str]) 
     """
     if not archive.reports.get(row):
         return []
+    again = retraining(archive, column)
     found = []
     for other in others:
         if archive.reports.get(other):
             pair = paired(archive.reports[row], archive.reports[other], column)
-            if pair["seeds"]:
-                found.append(Difference(other, pair["w_robust"], pair["w_robust_error"], len(pair["seeds"])))
+            if seeds := len(pair["seeds"]):
+                of_training = again.deviation * math.sqrt(2 / seeds) if again else 0.0
+                error = math.hypot(pair["w_robust_error_images"], of_training)
+                freedom = again.freedom * (error / of_training) ** 4 if again and of_training else math.inf
+                found.append(Difference(other, pair["w_robust"], error, seeds, freedom))
     return found
 
 

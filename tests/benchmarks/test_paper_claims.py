@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from claims.archive import Archive, load  # noqa: E402
-from claims.verdicts import FAILS, HOLDS, NOISE, OPEN, judge  # noqa: E402
+from claims.verdicts import FAILS, HOLDS, NOISE, OPEN, differences, judge, retraining  # noqa: E402
 
 from bmtard_hooks.evaluation.report import AttackOutcome, RobustnessReport  # noqa: E402
 from bmtard_hooks.plots.runs import Run  # noqa: E402
@@ -78,6 +78,30 @@ def test_one_better_rival_refutes_and_own_ablations_are_no_rivals():
     assert (
         verdict.numbers.index("rslad -7.50") < verdict.numbers.index("sat +15.00") and "mtard" not in verdict.numbers
     )
+
+
+def test_what_training_again_changes_counts_also_for_rows_with_one_seed():
+    found = archive({"bmtard": (0.60, 0.30), "mtard": (0.55, 0.30), "sat": (0.50, 0.30)})
+    del found.reports["sat"][1]
+    calm = differences(found, "pgd_trades", "bmtard", ["sat"])[0]
+    assert calm.seeds == 1 and calm.freedom == np.inf and calm.p < 1e-3
+    for label in ("bmtard", "mtard"):
+        clean = {"bmtard": 0.60, "mtard": 0.55}[label]
+        found.reports[label][1] = report(round(clean - 0.08, 2), 0.30, 1)  # W-Robust moves by 0.04: sd 0.04 / sqrt 2
+    again = retraining(found, "pgd_trades")
+    assert again.deviation == pytest.approx(0.04 / 2**0.5) and again.freedom == 2
+    shaken = differences(found, "pgd_trades", "bmtard", ["sat"])[0]
+    assert shaken.value == pytest.approx(calm.value)
+    assert shaken.error == pytest.approx(np.hypot(calm.error, 0.04)) and shaken.p > 0.2
+    assert shaken.freedom == pytest.approx(2 * (shaken.error / 0.04) ** 4)
+
+
+def test_error_is_that_of_the_images_alone_while_nothing_was_trained_twice():
+    found = archive({"bmtard": (0.60, 0.30), "sat": (0.50, 0.30)})
+    for reports in found.reports.values():
+        del reports[1]
+    assert retraining(found, "pgd_trades") is None
+    assert differences(found, "pgd_trades", "bmtard", ["sat"])[0].freedom == np.inf
 
 
 def test_what_was_not_run_is_said_to_be_open():
