@@ -55,6 +55,7 @@ SMALL_BENCHMARKS = {
         "cpu",
     ),
     "benchmarks/input_pipeline.py": ("--dataset", "{data}", "--batch_size", "8", "--batches", "1", "--rounds", "1"),
+    "benchmarks/paper_claims.py": (),
     "benchmarks/scaling_estimate.py": (),
 }
 """Benchmarks that run here, and what shrinks them."""
