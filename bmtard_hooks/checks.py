@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bmtard_hooks.checkpoint_folders import checkpoints
+from bmtard_hooks.class_names import names_of_data, names_of_model, require_same_order
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.data_checks import check_datasets
@@ -83,7 +84,7 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
 def check_parts(
     student: PixelClassifier, teachers: Mapping[str, PixelClassifier], collator: Any, *datasets: Any
 ) -> None:
-    """Compare class counts, and the columns and labels of the data sets.
+    """Compare class counts and the order of the classes, and the columns and labels of the data sets.
 
     Args:
         student: the student.
@@ -92,7 +93,8 @@ def check_parts(
         *datasets: training set, evaluation set (or a dictionary of them), or None.
 
     Raises:
-        ValueError: if class counts differ, a column is missing or a label is outside the classes.
+        ValueError: if class counts differ, classes with the same name have different numbers, a column is missing or a label
+            is outside the classes.
     """
     classes = student.num_classes
     for name, teacher in teachers.items():
@@ -102,7 +104,22 @@ def check_parts(
                 "Make the student with num_classes of the teacher, or pass a teacher of these classes"
             )
     train, evaluation = [*datasets, None, None][:2]
+    _check_class_order(student, teachers, getattr(collator, "label_column", None), train, evaluation)
     check_datasets(train, evaluation, collator, classes)
+
+
+def _check_class_order(
+    student: PixelClassifier, teachers: Mapping[str, PixelClassifier], column: str | None, train: Any, evaluation: Any
+) -> None:
+    names = names_of_data(train, column)
+    evaluations = evaluation if isinstance(evaluation, dict) else {"": evaluation}
+    for key, rows in evaluations.items():
+        role = f"eval_dataset[{key!r}]" if isinstance(evaluation, dict) else "eval_dataset"
+        require_same_order(role, names_of_data(rows, column), "train_dataset", names)
+    known = {"student": student, **{f"{name} teacher": teacher for name, teacher in teachers.items()}}
+    reference = "train_dataset" if names else "student"
+    for role, network in known.items():
+        require_same_order(role, names_of_model(network), reference, names or names_of_model(student))
 
 
 def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> None:

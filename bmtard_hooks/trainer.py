@@ -16,6 +16,7 @@ from bmtard_hooks.callbacks.balance_watch import BalanceWatch
 from bmtard_hooks.callbacks.model_card import ModelCardCallback, write_model_card
 from bmtard_hooks.callbacks.progress import show_balance_in_progress
 from bmtard_hooks.checks import check_parts, refuse_unsupported
+from bmtard_hooks.class_names import names_of_data, record_names
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.continuity import GoesOnCallback
@@ -89,6 +90,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
             synchronise_batch_norm(student)
         roles = choose_teachers(self.method, student, by_role(clean_teacher, robust_teacher, teachers))
         check_parts(student, roles, collator, train_dataset, eval_dataset)
+        record_names(student, names_of_data(train_dataset, getattr(collator, "label_column", None)))
         super().__init__(
             student.backbone,
             args,

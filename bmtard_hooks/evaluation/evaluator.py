@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.choosing import AttackPlan, choose_attacks
+from bmtard_hooks.class_names import names_of_model, require_same_order
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.checks import PASSES_PER_IMAGE, run_checks
 from bmtard_hooks.evaluation.environment import describe_environment
@@ -119,6 +120,7 @@ def evaluate_robustness(
     where = _device(device)
     classifier, name, warnings = load_classifier("model", model)
     data = as_image_tensors(dataset, mode="L" if channels_of(classifier) == 1 else "RGB")
+    require_same_order("model", names_of_model(classifier), "the data set", data.label_names)
     place_classifier("model", classifier, data, where)
     plan = _plan(attacks, surrogate, data, where, chosen)
     forward = (
@@ -148,6 +150,7 @@ def _plan(
     if surrogate is None:
         return choose_attacks(attacks, eps=chosen.eps, norm=chosen.norm)
     other, name, _ = load_classifier("surrogate", surrogate)
+    require_same_order("surrogate", names_of_model(other), "the data set", data.label_names)
     place_classifier("surrogate", other, data, where)
     return choose_attacks(attacks, eps=chosen.eps, norm=chosen.norm, surrogate=other, surrogate_name=name)
 

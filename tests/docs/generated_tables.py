@@ -4,13 +4,21 @@ python tests/docs/generated_tables.py     writes them into the pages, between th
 """
 
 import re
+import sys
 from dataclasses import MISSING, fields
 from fractions import Fraction
 
-from fenced_blocks import DOCS
+from fenced_blocks import DOCS, ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from claims.archive import load
+from claims.document import verdict_table
+from claims.verdicts import judge
 
 from bmtard_hooks import BMTARDConfig, method_names
 from bmtard_hooks.attacks.suite import ATTACKS, PRESETS, TRANSFERRED, UNIONS
+from bmtard_hooks.compare.tables import accuracy_table
 from bmtard_hooks.evaluation.checks.registry import CHECKS
 from bmtard_hooks.methods import make_method
 from bmtard_hooks.options import MethodOptions
@@ -159,9 +167,21 @@ def checks():
     ]
 
 
+def claims(which):
+    """What came out of the long comparison: the accuracies under all attacks or the strongest, or the verdicts."""
+    archive = load(ROOT / "benchmarks" / "results" / "cifar10_small")
+    if which == "verdicts":
+        return [verdict_table(judge(archive)).markdown(0)]
+    rows = [row for row in archive.content["rows"] if row["mean"]]
+    columns = archive.columns if which == "accuracies" else [archive.columns[-1]]
+    return [accuracy_table({**archive.content, "rows": rows, "columns": columns}).markdown(0)]
+
+
 def table(name):
     """Make the table of a mark."""
     kind, _, which = name.partition(" ")
+    if kind == "claims":
+        return claims(which)
     if kind == "options":
         if which in SLICES:
             return option_rows(between(*SLICES[which]))
@@ -183,7 +203,7 @@ def marks(text):
 
 if __name__ == "__main__":
     assert sorted(ORDER) == method_names()
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
         before = page.read_text()
         if marks(before) and rewritten(before) != before:
             page.write_text(rewritten(before))
