@@ -123,7 +123,7 @@ def _check_class_order(
 
 
 def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> None:
-    """Check the output directory and try the models on two training images.
+    """Check the output directory, try the models on two training images, and note the images' size in the student's config.
 
     Raises:
         FileExistsError: if the directory holds another run and nobody said what to do with it.
@@ -148,7 +148,9 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     with untouched_randomness(trainer.args.device):
         batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
         _check_batch(batch, trainer.student)
-        check_networks(trainer, as_pixels(batch["pixel_values"].to(trainer.args.device)))
+        pixels = as_pixels(batch["pixel_values"].to(trainer.args.device))
+        check_networks(trainer, pixels)
+        trainer.student.record_image_size(*pixels.shape[1:])
         check_evaluations(trainer)
 
 

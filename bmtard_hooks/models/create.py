@@ -78,6 +78,8 @@ def create_model(
         model = as_classifier(
             build_architecture(name, num_classes, model_args, sides=sides, **weights), None, mean, std
         )
+        if sides is not None:
+            model.record_image_size(channels_of(model) or 3, *sides)
     if num_classes is not None and model.num_classes != num_classes:
         raise ValueError(f"{name} has {model.num_classes} classes, but num_classes={num_classes} was asked for")
     return model

@@ -72,6 +72,17 @@ class PixelClassifier(nn.Module):
             if getattr(config, "model_type", None) == "timm_wrapper":
                 config.pretrained_cfg = timm_pretrained_cfg(self.backbone, mean, std)
 
+    def record_image_size(self, channels: int, height: int, width: int) -> None:
+        """Note the size of the images in a timm backbone's config: transformers' image processor scales pictures to it.
+
+        Without it a saved network would be shown pictures of its architecture's usual size, 224x224 for most.
+        """
+        config = getattr(self.backbone, "config", None)
+        known = getattr(config, "pretrained_cfg", None)
+        if config is not None and known:
+            size = {"input_size": [channels, height, width], "crop_pct": 1.0, "interpolation": "bicubic"}
+            config.pretrained_cfg = {**known, **size}  # a new one: timm shares its own between networks
+
     @property
     def num_classes(self) -> int | None:
         """Number of logits, if the backbone tells."""
