@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bmtard_hooks import create_model, evaluate_robustness, load_images
+from bmtard_hooks.class_names import record_names
 from bmtard_hooks.evaluation.environment import device_name, package_versions, source_commit
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.statistics import accuracy_error
@@ -42,9 +43,13 @@ def main(argv: list[str] | None = None) -> RobustnessReport:
     parser.add_argument("--note", default="", help="a sentence for the card")
     options = parser.parse_args(argv)
     halve(options.source, options.target)
+    images = load_images(options.dataset, options.split, limit=options.limit)
+    model = create_model(str(options.target)).freeze()
+    record_names(model, images.label_names)
+    model.backbone.config.save_pretrained(options.target)
     report = evaluate_robustness(
-        create_model(str(options.target)).freeze(),
-        load_images(options.dataset, options.split, limit=options.limit),
+        model,
+        images,
         options.attacks,
         model_name=options.target.name,
         dataset_name=f"{Path(options.dataset).name}, {options.split}",

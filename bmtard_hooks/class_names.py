@@ -67,6 +67,8 @@ def record_names(model: PixelClassifier, names: Sequence[str] | None) -> None:
     if own is None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
+        if hasattr(config, "label_names"):  # a loaded timm wrapper's, which it would save in place of the new ones
+            config.label_names = list(names)
     elif not _places(own).keys() & _places(names).keys():
         logger.warning(
             "the student's config calls its classes %s …, the data set %s …: the student's names are kept and saved. If they are "

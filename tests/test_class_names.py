@@ -61,6 +61,14 @@ def test_names_are_saved_with_the_student_and_read_by_transformers(tmp_path):
     assert names_of_model(load_teacher(str(tmp_path))) == NAMES
 
 
+def test_a_network_that_was_saved_without_names_gets_them_too(tmp_path):
+    create_model("resnet8_cifar", num_classes=3).backbone.save_pretrained(tmp_path / "unnamed")
+    student = create_model(str(tmp_path / "unnamed"))
+    record_names(student, NAMES)
+    student.backbone.save_pretrained(tmp_path / "named")
+    assert names_of_model(create_model(str(tmp_path / "named"))) == NAMES
+
+
 @pytest.mark.parametrize("column, expected", [("fine", NAMES), (None, NAMES), ("image", None)])
 def test_names_of_a_hub_data_set(column, expected):
     rows = hub_rows() if column else hub_rows().rename_column("fine", "label")
