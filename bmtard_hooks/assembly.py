@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import class_count
 from bmtard_hooks.methods import Method
-from bmtard_hooks.models.create import as_student
+from bmtard_hooks.models.create import as_student, is_hub_id
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.teachers import as_teacher
 
@@ -41,8 +42,14 @@ def choose_student(
     if isinstance(model, str):
         set_seed(args.seed)  # a named student's first weights depend on the seed, as everything else does
     column = collator.label_column if isinstance(collator, PGDCollator) else None
+    classes = class_count(rows, column)
+    if isinstance(model, str) and classes is None and not (Path(model).is_dir() or is_hub_id(model)):
+        raise ValueError(
+            f"train_dataset does not say how many classes {model!r} has to tell apart: name the column of its labels, "
+            "PGDCollator(label_column=…), if that is a ClassLabel, or pass create_model(name, num_classes=…) as the student"
+        )
     with naming_what_cannot_load("student", model):
-        student = as_student(model, class_count(rows, column), processor)
+        student = as_student(model, classes, processor)
     if collator is None or isinstance(collator, PGDCollator):
         collator = (collator or PGDCollator()).resolved(args, student.num_classes)
     return student, collator

@@ -20,6 +20,7 @@ from bmtard_hooks.evaluation_checks import check_evaluations
 from bmtard_hooks.image_tensors import decodes_pictures
 from bmtard_hooks.model_checks import check_networks
 from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.processors import size_after
 from bmtard_hooks.option_checks import NO_DEEPSPEED
 from bmtard_hooks.randomness import untouched_randomness
 from bmtard_hooks.sharding import check_sharding
@@ -67,6 +68,10 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
     if kwargs.get("preprocess_logits_for_metrics") is not None or args.batch_eval_metrics:
         raise ValueError(
             "preprocess_logits_for_metrics and batch_eval_metrics are not supported: use compute_metrics alone"
+        )
+    if not args.eval_do_concat_batches:
+        raise ValueError(
+            "eval_do_concat_batches=False is not supported: accuracies are those of all images, leave it on"
         )
     if getattr(args, "ddp_static_graph", None) and args.gradient_accumulation_steps > 1:
         raise ValueError(
@@ -123,7 +128,7 @@ def _check_class_order(
 
 
 def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> None:
-    """Check the output directory, try the models on two training images, and note the images' size in the student's config.
+    """Check the output directory and try the models on two training images.
 
     Raises:
         FileExistsError: if the directory holds another run and nobody said what to do with it.
@@ -138,8 +143,10 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     rows: Any = trainer.train_dataset
     if rows is None:
         raise ValueError("train_dataset is None, expected a data set: pass train_dataset= to the Trainer")
-    if not is_map_style(rows):
-        return  # looking would use the stream up
+    if not is_map_style(rows):  # looking would use the stream up
+        with untouched_randomness(trainer.args.device):
+            check_evaluations(trainer)
+        return
     if trainer.args.dataloader_num_workers == 0 and decodes_pictures(rows):
         logger.info(
             "train_dataset decodes its pictures anew in every epoch, and the training waits for it: "
@@ -148,10 +155,22 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     with untouched_randomness(trainer.args.device):
         batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
         _check_batch(batch, trainer.student)
-        pixels = as_pixels(batch["pixel_values"].to(trainer.args.device))
-        check_networks(trainer, pixels)
-        trainer.student.record_image_size(*pixels.shape[1:])
+        check_networks(trainer, as_pixels(batch["pixel_values"].to(trainer.args.device)))
+        _compare_sizes(trainer, *batch["pixel_values"].shape[-2:])
         check_evaluations(trainer)
+
+
+def _compare_sizes(trainer: BMTARDTrainer, height: int, width: int) -> None:
+    if getattr(getattr(trainer.model, "config", None), "model_type", None) == "timm_wrapper":
+        return  # transformers reads its size from its own config
+    scaled = size_after(trainer.processing_class, height, width)
+    if scaled is not None and scaled != (height, width):
+        logger.warning(
+            "the training images have %dx%d pixels, and processing_class, which is saved with the student, brings such pictures to "
+            "%dx%d: transformers' pipeline would show the student other sizes than it learned from. Give the processor the size of "
+            "the training images",
+            *(height, width, *scaled),
+        )
 
 
 def _check_foreign_attack(trainer: BMTARDTrainer) -> None:

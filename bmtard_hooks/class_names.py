@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bmtard_hooks.decoding import LABEL_COLUMNS
+from bmtard_hooks.decoding import label_feature
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.pixels import PixelClassifier
 
@@ -30,12 +30,8 @@ def names_of_data(rows: Any, label_column: str | None = None) -> list[str] | Non
     """
     if isinstance(rows, ImageTensors):
         return rows.label_names
-    features = getattr(rows, "features", None) or {}
-    for column in LABEL_COLUMNS if label_column is None else [label_column]:
-        names = getattr(features.get(column), "names", None)
-        if names:
-            return [str(name) for name in names]
-    return None
+    names = getattr(label_feature(rows, label_column), "names", None)
+    return [str(name) for name in names] if names else None
 
 
 def names_of_model(model: PixelClassifier) -> list[str] | None:
@@ -69,11 +65,11 @@ def record_names(model: PixelClassifier, names: Sequence[str] | None) -> None:
         config.label2id = {name: index for index, name in enumerate(names)}
         if hasattr(config, "label_names"):  # a loaded timm wrapper's, which it would save in place of the new ones
             config.label_names = list(names)
-    elif not _places(own).keys() & _places(names).keys():
+    elif differing := [pair for pair in zip(own, names, strict=True) if _written(pair[0]) != _written(pair[1])]:
         logger.warning(
-            "the student's config calls its classes %s …, the data set %s …: the student's names are kept and saved. If they are "
-            "those of earlier data, set id2label and label2id of model.config",
-            *(", ".join(found[:2]) for found in (own, names)),
+            "the student's config calls %d of %d classes otherwise than the data set (%r, there %r): the student's names are kept and "
+            "saved. If they are those of earlier data, set id2label and label2id of model.config",
+            *(len(differing), len(names), *differing[0]),
         )
 
 
@@ -103,8 +99,12 @@ def require_same_order(role: str, own: Sequence[str] | None, reference: str, nam
         )
 
 
+def _written(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
 def _places(names: Sequence[str]) -> dict[str, int]:
     """Give the number of every name, however it is written; names that occur twice are left out."""
-    written = [re.sub(r"[\W_]+", " ", name.casefold()).strip() for name in names]
+    written = [_written(name) for name in names]
     count = Counter(written)
     return {name: index for index, name in enumerate(written) if count[name] == 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -103,8 +104,7 @@ class PGDCollator:
             config: the run's options.
             num_classes: of the student.
         """
-        copied = object.__new__(type(self))  # not copy.copy, which would drop what workers must not carry
-        copied.__dict__.update(self.__dict__)
+        copied = copy.copy(self)
         copied.settings = config.train_attack().replace(**self._explicit)
         copied.augment = copied.augment or config.augment
         copied.crop_padding = config.crop_padding if self.crop_padding is None else self.crop_padding
@@ -261,6 +261,20 @@ class PGDCollator:
             with torch.no_grad():
                 return divergence(soften(forward(batch["pixel_values"])))
         return margin(labels) if loss == "margin" else cross_entropy(labels)
+
+    def __copy__(self: Self) -> Self:
+        """Copy everything, also what workers must not carry."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        """Copy everything but the bound model and a foreign attack, which holds one: the weights of now are to be attacked."""
+        copied = copy.copy(self)
+        for name, value in self.__dict__.items():
+            if name not in ("_model", "attack"):
+                setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         # Spawned workers get a copy that only stacks rows: it must not drag a model or an attack along.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bmtard_hooks.decoding import LABEL_COLUMNS, as_label, as_labels
+from bmtard_hooks.decoding import as_label, as_labels, label_feature
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.row_numbers import FetchedRows, TracedRows, fetch_rows, with_positions
 
@@ -150,12 +150,8 @@ def class_count(rows: Any, label_column: str | None = None) -> int | None:
     """Read how many classes a data set has, from its own statement; None if it makes none."""
     if isinstance(rows, ImageTensors):
         return rows.num_classes
-    features = getattr(rows, "features", None) or {}
-    for column in LABEL_COLUMNS if label_column is None else [label_column]:
-        count = getattr(features.get(column), "num_classes", None)
-        if count is not None:
-            return int(count)
-    return None
+    count = getattr(label_feature(rows, label_column), "num_classes", None)
+    return None if count is None else int(count)
 
 
 def label_range(rows: Any, label_column: str) -> tuple[int, int] | None:

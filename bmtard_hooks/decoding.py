@@ -41,6 +41,18 @@ def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str]
     )
 
 
+def label_feature(rows: Any, label_column: str | None = None) -> Any:
+    """Find what a ``datasets.Dataset`` says of the column that labels are read from; None if it says nothing.
+
+    Args:
+        rows: any data set.
+        label_column: as for ``find_column``.
+    """
+    features = getattr(rows, "features", None) or {}
+    columns = LABEL_COLUMNS if label_column is None else (label_column,)
+    return next((features[column] for column in columns if column in features), None)
+
+
 def as_pixels(images: Tensor) -> Tensor:
     """Turn bytes into pixels on the device where they are, and leave floats as they are.
 

@@ -45,7 +45,7 @@ class FrozenForwards(Trainer):
         self._asked = {name: compiled(teacher, self.args) for name, teacher in self.teachers.items()}
 
     def copy_networks(self, pixels: Tensor, epoch: int) -> None:
-        """Copy the student and the frozen teachers, or, once an epoch, see whether the student's copy is still right.
+        """Note the images' size, copy student and frozen teachers, or, once an epoch, see whether the student's copy is right.
 
         A copy is made from a trace of the student's forward. A forward that changes while training goes on, because a
         callback switches something in it, say, is not the traced one any more.
@@ -54,10 +54,15 @@ class FrozenForwards(Trainer):
             pixels: ``(B, C, H, W)`` images of the run on its device.
             epoch: finished epochs.
         """
-        if not self.args.fold_batch_norm or self._copied_at == epoch:
+        if self._copied_at == epoch:
+            return
+        is_first, self._copied_at = self._copied_at is None, epoch
+        if is_first:
+            self.student.record_image_size(*pixels.shape[1:])
+        if not self.args.fold_batch_norm:
             return
         images = pixels[:COMPARED]
-        if self._copied_at is None:
+        if is_first:
             self._copy = None if is_sharded(self.model) else self._folded(self.student, images)
             for name in self.teachers.keys() - set(self.method.trained_teachers):
                 folded = self._folded(self.teachers[name], images)
@@ -67,7 +72,6 @@ class FrozenForwards(Trainer):
             if reason is not None:
                 logger.warning("the student's forward changed in training, it is attacked unfolded now: %s", reason)
                 self._copy = None
-        self._copied_at = epoch
 
     def _folded(self, classifier: PixelClassifier, images: Tensor) -> FoldedClassifier | None:
         folded = FoldedClassifier.checked(classifier, images)

@@ -276,5 +276,11 @@ def _require_evaluations(config: BMTARDConfig) -> None:
             f"load_best_model_at_end=True with eval_strategy={_word(config.eval_strategy)!r} and save_strategy="
             f"{_word(config.save_strategy)!r}: every evaluated checkpoint must be saved, so pass the same for both"
         )
+    evaluated = config.eval_steps or config.logging_steps
+    if chooses and config.save_strategy == "steps" and config.save_steps != evaluated:
+        raise ValueError(
+            f"load_best_model_at_end=True with eval_steps={evaluated} and save_steps={config.save_steps}: the best evaluation may have "
+            "no checkpoint, and then another model is loaded, or none. Pass the same number for both, or save_strategy='best'"
+        )
     if metric is not None and not metric:
         raise ValueError("metric_for_best_model='' is no name: pass 'w_robust', 'robust_accuracy', or leave it out")

@@ -18,6 +18,7 @@ from bmtard_hooks import (
     load_teacher,
 )
 from bmtard_hooks.class_names import names_of_data, names_of_model, record_names, require_same_order
+from bmtard_hooks.data import class_count
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -95,13 +96,17 @@ def test_a_module_without_config_is_left_alone():
 
 
 def test_names_that_the_student_has_stay_and_strange_ones_are_told(caplog):
-    student = named(["Ant", "bee!", "tom cat"])
+    own = ["Ant", "bee!", "tom_cat"]
+    student = named(own)
     with caplog.at_level(logging.WARNING):
-        record_names(student, NAMES)
-    assert names_of_model(student) == ["Ant", "bee!", "tom cat"] and not caplog.records
+        record_names(student, ["ant", "bee", "tom cat"])
+    assert names_of_model(student) == own and not caplog.records
     with caplog.at_level(logging.WARNING):
-        record_names(student, ["x", "y", "z"])
-    assert names_of_model(student) == ["Ant", "bee!", "tom cat"] and "the data set x, y …" in caplog.text
+        record_names(student, ["ant", "x", "z"])
+    assert (
+        names_of_model(student) == own
+        and "2 of 3 classes otherwise than the data set ('bee!', there 'x')" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("who", ["clean", "robust", "student", "eval_dataset", "eval_dataset['other']"])
@@ -127,6 +132,21 @@ def test_names_that_occur_twice_prove_nothing():
     require_same_order("model", ["crane", "crane", "cat"], "data", ["cat_", "crane", "x"][::-1])
     with pytest.raises(ValueError, match="'cat' is class 2 there and 0 here, as are 1 of 1"):
         require_same_order("model", ["crane", "crane", "cat"], "data", ["cat", "crane", "x"])
+
+
+def test_evaluating_and_predicting_refuse_another_order(tmp_path):
+    trainer = trainer_for(tmp_path, named(), images(None))
+    for use in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="_dataset has its classes in another order than the student"):
+            use(images(NAMES[::-1]))
+        use(images(NAMES))
+
+
+def test_names_are_those_of_the_column_that_is_read():
+    rows = hub_rows().rename_column("fine", "label")
+    renumbered = rows.map(lambda row: {"labels": [2, 0, 1][row["label"]]})  # labels is read before label
+    assert names_of_data(renumbered) is None and class_count(renumbered) is None
+    assert names_of_data(rows) == NAMES and class_count(rows) == 3
 
 
 @pytest.mark.parametrize("who", ["model", "surrogate"])

@@ -1,3 +1,4 @@
+import copy
 import pickle
 
 import numpy as np
@@ -295,3 +296,22 @@ def test_bad_settings_are_refused(options, message):
         PGDCollator(**options)
     with pytest.raises(ValueError, match="output='both' is unknown"):
         PGDCollator().bind(tiny_net(0), output="both")
+
+
+def test_copies_keep_the_attack_the_loss_and_the_model():
+    def attack(images, labels):
+        return images
+
+    def loss(logits, labels):
+        return logits[:, 0]
+
+    model = tiny_net(0)
+    for copied in (copy.copy, copy.deepcopy):
+        twin = copied(PGDCollator(attack=attack, loss=loss, steps=1, augment="none").bind(model))
+        assert twin.attack is attack and twin.loss is loss and twin._model is model
+        batch = twin([(torch.rand(3, 8, 8), 1), (torch.rand(3, 8, 8), 2)])
+        assert batch["pixel_values"].shape == (2, 3, 8, 8)
+    first = PGDCollator()
+    second = copy.deepcopy(first)
+    second._explicit["eps"] = 0.5
+    assert first._explicit["eps"] is None

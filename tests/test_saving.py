@@ -1,3 +1,5 @@
+import datasets
+import pytest
 import torch
 
 from bmtard_hooks import create_model
@@ -60,3 +62,33 @@ def test_card_reports_the_checkpoint_that_was_kept_and_spares_other_readmes(make
     card.write_text("# My project\n")
     trainer.create_model_card()
     assert card.read_text() == "# My project\n"
+
+
+def test_card_of_the_last_weights_where_the_best_have_no_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(
+        num_train_epochs=2, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True
+    )
+    trainer.train()
+    trainer.state.best_model_checkpoint = None  # as if transformers had kept none
+    trainer.state.best_global_step = 1
+    trainer.create_model_card()
+    last = [entry for entry in trainer.state.log_history if "eval_w_robust" in entry][-1]
+    assert f"Measured at step {last['step']} " in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_weights_without_config_say_how_to_use_them(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert (
+        "load `model.safetensors` into it" in card and "library_name: pytorch" in card and "create_model" not in card
+    )
+    with pytest.raises(ValueError, match="weights without a config.json"):
+        create_model(str(tmp_path / "run"))
+
+
+def test_name_of_a_student_for_data_without_classes_is_refused_with_the_fix(make_trainer):
+    rows = datasets.Dataset.from_dict({"pixel_values": [[[[0] * 8] * 8] * 3] * 4, "labels": [0, 1, 2, 3]})
+    with pytest.raises(ValueError, match=r"does not say how many classes 'resnet8_cifar' .* num_classes"):
+        make_trainer("resnet8_cifar", rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from bmtard_hooks.attacks.pgd import PGDSettings
 from bmtard_hooks.config import BMTARDConfig
@@ -70,7 +70,7 @@ def write_model_card(
     lines = [
         f"# {name_of(student)} trained with {args.method}",
         "",
-        f"Trained with `{TAG}`. `{TAG}.create_model(directory)` takes pixels in [0, 1]; {_normalisation(student)}",
+        f"Trained with `{TAG}`. {_loading(student)}",
         "",
         "| role | model |",
         "|---|---|",
@@ -91,7 +91,8 @@ def write_model_card(
         "",
     ]
     tags = [TAG, "adversarial-robustness", "knowledge-distillation", args.method]
-    data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
+    library = "transformers" if isinstance(student.backbone, PreTrainedModel) else "pytorch"
+    data = ModelCardData(library_name=library, pipeline_tag="image-classification", tags=tags)
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)).save(path)
 
 
@@ -114,6 +115,15 @@ def _epochs(args: BMTARDConfig) -> str:
     return f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
 
 
+def _loading(student: PixelClassifier) -> str:
+    if isinstance(student.backbone, PreTrainedModel):
+        return f"`{TAG}.create_model(directory)` takes pixels in [0, 1]; {_normalisation(student)}"
+    return (
+        "These are the weights alone: build the network, load `model.safetensors` into it, and wrap it as "
+        f"`{TAG}.PixelClassifier(network, mean, std)` to have it take pixels in [0, 1]; {_normalisation(student)}"
+    )
+
+
 def _normalisation(student: PixelClassifier) -> str:
     if student.mean is None or student.std is None:
         return "nothing else is done to them."
@@ -123,8 +133,9 @@ def _normalisation(student: PixelClassifier) -> str:
 
 def _results(state: TrainerState, args: BMTARDConfig) -> list[str]:
     evaluations = [entry for entry in state.log_history if any(key.endswith("clean_accuracy") for key in entry)]
-    best = [entry for entry in evaluations if entry.get("step") == state.best_global_step]
-    chosen = best if args.load_best_model_at_end and best else evaluations[-1:]
+    loaded = str(state.best_model_checkpoint).rpartition("-")[2] if args.load_best_model_at_end else ""
+    best = [entry for entry in evaluations if str(entry.get("step")) == loaded]
+    chosen = best or evaluations[-1:]
     if not chosen:
         return ["Not evaluated during training."]
     names = {"clean_accuracy": "clean accuracy", "robust_accuracy": "robust accuracy", "w_robust": "W-Robust"}

@@ -10,8 +10,9 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from bmtard_hooks.attacks.guard import attack_mode
+from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.distributed import broadcast_buffers
-from bmtard_hooks.evaluation.evaluator import evaluate_robustness
+from bmtard_hooks.evaluation.evaluator import check_evaluation, evaluate_robustness
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.image_tensors import as_image_tensors
 from bmtard_hooks.randomness import untouched_randomness
@@ -36,7 +37,8 @@ class RobustEvaluation(TrainerCallback):
 
     Args:
         trainer: a ``BMTARDTrainer``, or any Trainer whose model takes pixels in [0, 1] or carries its normalisation.
-        dataset: images to attack, not those of the final table; by default the Trainer's evaluation set.
+        dataset: images to attack, not those of the final table; by default the Trainer's evaluation set. Columns and colours are
+            those of the Trainer's ``PGDCollator``.
         attacks: see ``choose_attacks``. The model is chosen by their worst case.
         every: epochs between evaluations, 1 or more; the last epoch is always evaluated.
         limit: use only the first so many images.
@@ -45,7 +47,7 @@ class RobustEvaluation(TrainerCallback):
         **settings: see ``EvaluationSettings``; the checks are off unless asked for.
 
     Raises:
-        ValueError: for a test split, no data set, or a bad setting.
+        ValueError: for a test split, no data set, a bad setting, or what ``evaluate_robustness`` would refuse.
     """
 
     def __init__(
@@ -75,8 +77,14 @@ class RobustEvaluation(TrainerCallback):
         self.attacks = attacks
         self.every = every
         self.settings = {"checks": False, "examples": 0, "fold_batch_norm": False, **settings}
-        self._data = as_image_tensors(dataset, limit=limit)
+        self._data = as_image_tensors(dataset, limit=limit, **_columns(trainer))
         self._best: float | None = None
+        settings = {name: value for name, value in self.settings.items() if name != "state_dir"}
+        check_evaluation(self._model, self._data, attacks, device=trainer.args.device, **settings)
+
+    @property
+    def _model(self) -> Any:
+        return getattr(self.trainer, "student", None) or self.trainer.model
 
     @property
     def directory(self) -> Path:
@@ -109,8 +117,7 @@ class RobustEvaluation(TrainerCallback):
                 save_report(report, self.directory / "report.json")
 
     def _evaluate(self) -> RobustnessReport:
-        model: Any = getattr(self.trainer, "student", None) or self.trainer.model
-        device = self.trainer.args.device
+        model, device = self._model, self.trainer.args.device
         settings = {"batch_size": self.trainer.args.per_device_eval_batch_size, **self.settings}
         averaged = getattr(self.trainer, "averaged_weights", nullcontext)  # a plain Trainer has none
         with averaged(), untouched_randomness(device), attack_mode(model):
@@ -118,6 +125,17 @@ class RobustEvaluation(TrainerCallback):
             return evaluate_robustness(
                 model, self._data, self.attacks, dataset_name="validation", device=device, progress=False, **settings
             )
+
+
+def _columns(trainer: Trainer) -> dict[str, Any]:
+    collator: Any = trainer.data_collator
+    if not isinstance(collator, PGDCollator):
+        return {}
+    return {
+        "image_column": collator.image_column,
+        "label_column": collator.label_column,
+        "mode": collator.mode or "RGB",
+    }
 
 
 def _w_robust(report: RobustnessReport) -> float:

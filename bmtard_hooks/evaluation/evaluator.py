@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,57 +22,15 @@ from bmtard_hooks.evaluation.preflight import inspect_answers, load_classifier, 
 from bmtard_hooks.evaluation.progress import EvaluationProgress
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
+from bmtard_hooks.evaluation.settings import EvaluationSettings, make_settings
 from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors
 from bmtard_hooks.models.create import channels_of
 from bmtard_hooks.models.folding import FoldedClassifier
+from bmtard_hooks.models.pixels import PixelClassifier
 
 logger = logging.getLogger(__name__)
 
-MODES = ("columns", "worst_case")
 CHECKS = "checks"
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How an evaluation runs.
-
-    Args:
-        eps: radius of the attacks that do not state their own, in pixel scale.
-        norm: ``linf`` or ``l2``.
-        mode: ``columns`` runs each attack on every clean-correct image, as the paper's tables need; ``worst_case`` runs
-            the cheapest first and each on the survivors only: the same union for less.
-        batch_size: images at a time; changes speed, not results.
-        seed: of the attacks.
-        clean_weight: weight of clean accuracy in W-Robust (Eq. 22), in [0, 1].
-        checks: run the checks against false robustness.
-        check_images: number of images for those checks that need attacks of their own.
-        examples: number of adversarial images kept for the report's figure.
-        fold_batch_norm: search on a copy of the network with its BatchNorm folded into the convolutions, where that is
-            possible: the same function, faster. Verdicts are always the network's own.
-
-    Raises:
-        ValueError: for a value outside its range.
-    """
-
-    eps: float = 8 / 255
-    norm: str = "linf"
-    mode: str = "columns"
-    batch_size: int = 256
-    seed: int = 0
-    clean_weight: float = 0.5
-    checks: bool = True
-    check_images: int = 200
-    examples: int = 4
-    fold_batch_norm: bool = True
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r} is unknown: choose one of {', '.join(MODES)}")
-        if not 0 <= self.clean_weight <= 1:
-            raise ValueError(f"clean_weight={self.clean_weight} is outside [0, 1]: the robust weight is the rest")
-        for name, least in (("batch_size", 1), ("check_images", 1), ("examples", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: pass a whole number, {least} or more")
 
 
 def evaluate_robustness(
@@ -82,6 +39,9 @@ def evaluate_robustness(
     attacks: Any = "paper",
     *,
     surrogate: str | nn.Module | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_size: int | None = None,
     model_name: str | None = None,
     dataset_name: str = "",
     state_dir: str | Path | None = None,
@@ -100,6 +60,9 @@ def evaluate_robustness(
         dataset: ``ImageTensors``, a ``datasets.Dataset``, or a sequence of ``(image, label)``.
         attacks: see ``choose_attacks``.
         surrogate: model for the transfer attacks, in the same forms; in the paper the robust teacher.
+        image_column: name of the image column; usual names are found.
+        label_column: name of the label column; usual names are found.
+        image_size: scale PIL images to squares of this side.
         model_name: its name in the report.
         dataset_name: likewise.
         state_dir: keeps outcomes while running; the same call with the same directory goes on after a kill.
@@ -116,13 +79,12 @@ def evaluate_robustness(
         NonFiniteLogits: if the model answers NaN or infinity; what was computed so far stays in ``state_dir``.
     """
     began = time.time()
-    chosen = EvaluationSettings(**settings)
+    chosen = make_settings(settings)
     where = _device(device)
     classifier, name, warnings = load_classifier("model", model)
-    data = as_image_tensors(dataset, mode="L" if channels_of(classifier) == 1 else "RGB")
-    require_same_order("model", names_of_model(classifier), "the data set", data.label_names)
-    place_classifier("model", classifier, data, where)
-    plan = _plan(attacks, surrogate, data, where, chosen)
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
+    data = as_image_tensors(dataset, mode="L" if channels_of(classifier) == 1 else "RGB", **columns)
+    plan = _fitting_plan(classifier, data, attacks, surrogate, where, chosen)
     forward = (
         FoldedClassifier.checked(classifier, data.pixels(slice(0, 8)).to(where)) if chosen.fold_batch_norm else None
     )
@@ -144,9 +106,34 @@ def evaluate_robustness(
     return report
 
 
-def _plan(
-    attacks: Any, surrogate: Any, data: ImageTensors, where: torch.device, chosen: EvaluationSettings
+def check_evaluation(
+    model: nn.Module,
+    data: ImageTensors,
+    attacks: Any,
+    *,
+    surrogate: str | nn.Module | None = None,
+    device: torch.device | str | None = None,
+    **settings: Any,
+) -> None:
+    """Refuse at once what ``evaluate_robustness`` with the same arguments would refuse before its first attack.
+
+    Raises:
+        ValueError: as ``evaluate_robustness`` does.
+    """
+    classifier, _, _ = load_classifier("model", model)
+    _fitting_plan(classifier, data, attacks, surrogate, _device(device), make_settings(settings))
+
+
+def _fitting_plan(
+    classifier: PixelClassifier,
+    data: ImageTensors,
+    attacks: Any,
+    surrogate: Any,
+    where: torch.device,
+    chosen: EvaluationSettings,
 ) -> AttackPlan:
+    require_same_order("model", names_of_model(classifier), "the data set", data.label_names)
+    place_classifier("model", classifier, data, where)
     if surrogate is None:
         return choose_attacks(attacks, eps=chosen.eps, norm=chosen.norm)
     other, name, _ = load_classifier("surrogate", surrogate)

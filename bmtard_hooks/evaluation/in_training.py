@@ -16,6 +16,7 @@ from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import cross_entropy
 from bmtard_hooks.attacks.pgd import draw_noise_by_image, pgd
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
+from bmtard_hooks.class_names import names_of_data, names_of_model, require_same_order
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import NumberedCollate, numbered
 from bmtard_hooks.distributed import broadcast_buffers
@@ -39,14 +40,20 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load every image together with its position, which its noise depends on. See ``Trainer``."""
+        self._check_classes("eval_dataset", eval_dataset)
         with self._every_image():
             given = eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else numbered(eval_dataset)
             return super().get_eval_dataloader(given)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As ``get_eval_dataloader``, for ``predict``."""
+        self._check_classes("test_dataset", test_dataset)
         with self._every_image():
             return super().get_test_dataloader(numbered(test_dataset))
+
+    def _check_classes(self, role: str, rows: Any) -> None:
+        column = getattr(self.data_collator, "label_column", None)
+        require_same_order(role, names_of_data(rows, column), "the student", names_of_model(self.student))
 
     @contextmanager
     def _every_image(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
@@ -20,6 +21,7 @@ from bmtard_hooks.models.architectures import (
 from bmtard_hooks.models.checkpoints import code_refusal, load_weights, names_code, why_not_finite
 from bmtard_hooks.models.image_sizes import as_sides, explain_network, first_line, try_size
 from bmtard_hooks.models.pixels import PixelClassifier, answer_once, find_normalisation
+from bmtard_hooks.models.processors import normalisation_of
 from bmtard_hooks.models.untrusted_files import check_saved_directory
 from bmtard_hooks.state import averages_weights
 
@@ -72,6 +74,7 @@ def create_model(
         model = _from_saved(name, checkpoint, mean, std, trust_remote_code)
         if sides is not None:
             _check_size(model, name, sides)
+            model.record_image_size(channels_of(model) or 3, *sides)
     else:
         _refuse_files(model_args, "the arguments")
         weights: dict[str, Any] = {"checkpoint": checkpoint, "pretrained": pretrained}
@@ -94,6 +97,11 @@ def _from_saved(
 ) -> PixelClassifier:
     if Path(name).is_dir():
         check_saved_directory(Path(name))
+        if not (Path(name) / "config.json").is_file() and (Path(name) / "model.safetensors").is_file():
+            raise ValueError(
+                f"{name} holds weights without a config.json, as save_model writes them for a module that is neither a timm nor a "
+                "transformers network: build the module and load model.safetensors into it"
+            )
     backbone = _read_saved(name, bool(trust_remote_code))  # None would ask at the terminal
     if checkpoint is None and averages_weights(Path(name)):
         logger.warning(
@@ -185,6 +193,7 @@ def as_classifier(
         record: see ``PixelClassifier``.
     """
     if isinstance(model, PixelClassifier):
+        _require_same_normalisation(model, processor)
         return model
     if mean is None and std is None:
         found = find_normalisation(model, processor)
@@ -206,6 +215,21 @@ def as_classifier(
     shown = "none" if classifier.mean is None else f"mean {list(mean or ())}, std {list(std or ())}"
     logger.info("%s takes pixels in [0, 1]; normalisation inside: %s", type(model).__name__, shown)
     return classifier
+
+
+def _require_same_normalisation(classifier: PixelClassifier, processor: Any) -> None:
+    stated = normalisation_of(processor)
+    if stated is None or getattr(getattr(classifier.backbone, "config", None), "model_type", None) == "timm_wrapper":
+        return  # transformers reads a timm network's own numbers, whatever processor is saved beside it
+    own = [0.0] * len(stated[0]), [1.0] * len(stated[1])
+    if classifier.mean is not None and classifier.std is not None:
+        own = classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()
+    if not np.allclose(own, stated, atol=1e-4):
+        raise ValueError(
+            f"the classifier normalises with mean {own[0]} and std {own[1]}, processing_class with {stated[0]} and {stated[1]}: both "
+            "are saved, and the pipeline would take the processor's. Pass the bare network with the processor, or the classifier "
+            "without"
+        )
 
 
 def channels_of(model: nn.Module) -> int | None:

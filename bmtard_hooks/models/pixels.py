@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmtard_hooks.models.processors import normalisation_of
+
 logger = logging.getLogger(__name__)
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -160,9 +162,12 @@ def find_normalisation(backbone: nn.Module, processor: Any = None) -> Normalisat
 
     Returns:
         ``(mean, std)``, or None for a plain module, which is taken to normalise by itself if it has to.
+
+    Raises:
+        ValueError: for an image processor that does more than normalise.
     """
-    if processor is not None and getattr(processor, "image_mean", None) is not None:
-        return (processor.image_mean, processor.image_std) if getattr(processor, "do_normalize", True) else None
+    if (stated := normalisation_of(processor)) is not None:
+        return stated
     config = getattr(backbone, "config", None)
     if config is not None and getattr(config, "pixel_mean", None) is not None:
         return config.pixel_mean, config.pixel_std
@@ -176,6 +181,7 @@ def find_normalisation(backbone: nn.Module, processor: Any = None) -> Normalisat
 def timm_pretrained_cfg(wrapper: nn.Module, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Describe a timm model's input the way timm's image processor reads it from a saved ``config.json``."""
     model: Any = wrapper.timm_model
-    known = dict(getattr(model, "pretrained_cfg", None) or {})
+    usual, saved = (getattr(source, "pretrained_cfg", None) or {} for source in (model, wrapper.config))
+    known = {**usual, **saved}  # a saved network remembers the size of the images that it was trained on
     keep = {key: known[key] for key in ("input_size", "crop_pct", "interpolation", "architecture") if key in known}
     return {**keep, "mean": [float(m) for m in mean], "std": [float(s) for s in std]}

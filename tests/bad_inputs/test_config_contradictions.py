@@ -71,6 +71,14 @@ def test_unknown_name_is_refused(row, request):
         save_strategy="epoch",
     ),
     option(
+        *("eval_steps=1 and save_steps=4", "may have no checkpoint", "save_strategy='best'"),
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=1,
+        save_steps=4,
+    ),
+    option(
         *("eval_strategy='epoch' and save_strategy='no'", "every evaluated checkpoint", "pass the same for both"),
         load_best_model_at_end=True,
         eval_strategy="epoch",

@@ -1,11 +1,13 @@
 import json
 
+import datasets
 import pytest
 import torch
 from conftest import tiny_data, tiny_net
+from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from bmtard_hooks import ImageTensors, RobustEvaluation
+from bmtard_hooks import ImageTensors, PGDCollator, RobustEvaluation
 from bmtard_hooks.reporting.report_file import load_report
 
 
@@ -106,3 +108,35 @@ def test_the_test_split_is_refused_unless_asked_for(make_trainer):
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match="no images to attack"):
         RobustEvaluation(trainer)
+
+
+@pytest.mark.parametrize(
+    "attacks, settings, message",
+    [
+        ("pgdx", {}, "pgdx"),
+        ("fgsm", {"epsi": 0.1}, "epsi: no setting of an evaluation, which has eps"),
+        ("transfer_pgd", {}, "surrogate"),
+    ],
+)
+def test_mistakes_are_refused_before_the_training(make_trainer, attacks, settings, message):
+    with pytest.raises(ValueError, match=message):
+        RobustEvaluation(make_trainer(), tiny_data(6), attacks, **settings)
+
+
+def test_images_of_another_kind_are_refused_before_the_training(make_trainer):
+    with pytest.raises(ValueError, match="cannot take images of shape"):
+        RobustEvaluation(make_trainer(), tiny_data(6, size=32), "fgsm")
+
+
+def test_columns_and_colours_are_those_of_the_collator(make_trainer):
+    grey = datasets.Features(
+        {"photo": datasets.Image(), "fine_label": datasets.Value("int64"), "kind": datasets.Value("int64")}
+    )
+    pictures = [Image.fromarray(image.numpy()) for image in tiny_data(6).images[:, 0]]
+    rows = datasets.Dataset.from_dict(
+        {"photo": pictures, "fine_label": [3] * 6, "kind": [0, 1, 2, 0, 1, 2]}, features=grey
+    )
+    collator = PGDCollator(image_column="photo", label_column="kind", mode="L")
+    trainer = make_trainer(tiny_net(channels=1), rows, eval_dataset=rows, data_collator=collator, method="natural")
+    callback = RobustEvaluation(trainer, rows, "fgsm")
+    assert callback._data.labels.tolist() == [0, 1, 2, 0, 1, 2] and callback._data.images.shape[1] == 1

@@ -106,7 +106,7 @@ def everything_small():
             transformers.TrainingArguments, "__post_init__", _shrunk(transformers.TrainingArguments.__post_init__)
         )
         patch.setattr(evaluator, "choose_attacks", _weakened(evaluator.choose_attacks))
-        patch.setattr(evaluator, "EvaluationSettings", _few_checks)
+        patch.setattr(evaluator, "make_settings", _few_checks)
         patch.setattr(recipe, "measure", _student_alone(recipe.measure))
         patch.setattr(plots_of_runs, "DPI", COARSE)
         patch.setattr(report_outputs, "draw_figures", partial(report_outputs.draw_figures, dpi=COARSE))
@@ -158,8 +158,8 @@ def weak(attack):
     return attack.replace(**changes, **inner)
 
 
-def _few_checks(**settings):
-    return evaluator_settings(**{**settings, "check_images": 2, "examples": 1, "fold_batch_norm": False})
+def _few_checks(settings):
+    return evaluator_settings({**settings, "check_images": 2, "examples": 1, "fold_batch_norm": False})
 
 
-evaluator_settings = evaluator.EvaluationSettings
+evaluator_settings = evaluator.make_settings

@@ -32,6 +32,30 @@ def expected(model, shown):
         return model.eval()(pixels).softmax(dim=1)[0].tolist()
 
 
+def test_image_size_survives_loading_and_saving_again(tmp_path):
+    create_model("vit_tiny_patch16_224", 3, image_size=32, patch_size=4, depth=1).backbone.save_pretrained(
+        tmp_path / "a"
+    )
+    create_model(str(tmp_path / "a")).backbone.save_pretrained(tmp_path / "b")
+    assert answers(tmp_path / "a", picture(48)) == answers(tmp_path / "b", picture(48))
+    told = create_model(str(tmp_path / "a"), image_size=32)
+    assert told.backbone.config.pretrained_cfg["input_size"] == [3, 32, 32]
+
+
+def test_image_size_of_a_stream_is_recorded_too(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from ({"pixel_values": torch.rand(3, 48, 40), "labels": i % 3} for i in range(12))
+
+    config = BMTARDConfig(
+        output_dir=str(tmp_path), method="natural", max_steps=1, use_cpu=True, per_device_train_batch_size=6,
+        report_to=[], disable_tqdm=True, fold_batch_norm=False,
+    )  # fmt: skip
+    trainer = BMTARDTrainer(create_model("mobilenetv3_small_050", 3), config, PGDCollator(), Stream())
+    trainer.train()
+    assert trainer.model.config.pretrained_cfg["input_size"] == [3, 48, 40]
+
+
 @pytest.mark.parametrize("case", BUILT)
 def test_pipeline_answers_as_the_network_does(tmp_path, case):
     name, size, options = BUILT[case]
