@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEAST_CHANNELS = 16
+"""oneDNN's block of channels with AVX-512; 8 with AVX2."""
+
 
 def check_networks(trainer: BMTARDTrainer, pixels: Tensor) -> None:
     """Try student and teachers on a few images; weights, buffers and modes stay as they are.
@@ -43,6 +46,7 @@ def check_networks(trainer: BMTARDTrainer, pixels: Tensor) -> None:
                 "must be (batch, classes) with the same class count"
             )
         _warn_about(f"{name} teacher", answers, pixels)
+    _warn_about_strided(student, pixels)
     _require_batches(trainer, pixels)
 
 
@@ -118,6 +122,27 @@ def _warn_about(role: str, logits: Tensor, pixels: Tensor) -> None:
             "them makes every answer look unsure",
             role,
         )
+
+
+def _warn_about_strided(student: PixelClassifier, pixels: Tensor) -> None:
+    """Warn about convolutions whose weight gradients oneDNN, torch's library for CPUs, writes past their end (its issue 6035)."""
+    if pixels.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    for name, module in student.named_modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and (module.kernel_size, module.groups) == ((1, 1), 1)
+            and max(module.stride) > 1
+            and module.in_channels < LEAST_CHANNELS
+            and module.weight.requires_grad
+        ):
+            logger.warning(
+                "%s is a 1x1 convolution with stride %d and %d input channels: on CPUs oneDNN (issue 6035) can damage memory in its "
+                "backward, give wrong gradients or crash, below 8 channels with AVX2 and 16 with AVX-512. Use more channels, a GPU, or "
+                "torch.backends.mkldnn.flags(enabled=False) around train()",
+                *(name, max(module.stride), module.in_channels),
+            )
+            return
 
 
 def _require_batches(trainer: BMTARDTrainer, pixels: Tensor) -> None:
