@@ -34,6 +34,7 @@ def check_networks(trainer: BMTARDTrainer, pixels: Tensor) -> None:
         ValueError: for a network that cannot take the images, or whose answers are no logits to train with.
     """
     student = trainer.student
+    warn_about_strided(student, pixels.device)
     logits = _answers("student", student, pixels)
     _require_logits("student", logits, len(pixels), student.num_classes)
     if not is_sharded(trainer.model):
@@ -46,7 +47,6 @@ def check_networks(trainer: BMTARDTrainer, pixels: Tensor) -> None:
                 "must be (batch, classes) with the same class count"
             )
         _warn_about(f"{name} teacher", answers, pixels)
-    _warn_about_strided(student, pixels)
     _require_batches(trainer, pixels)
 
 
@@ -124,9 +124,14 @@ def _warn_about(role: str, logits: Tensor, pixels: Tensor) -> None:
         )
 
 
-def _warn_about_strided(student: PixelClassifier, pixels: Tensor) -> None:
-    """Warn about convolutions whose weight gradients oneDNN, torch's library for CPUs, writes past their end (its issue 6035)."""
-    if pixels.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def warn_about_strided(student: nn.Module, device: torch.device) -> None:
+    """Warn about convolutions in whose backward oneDNN, torch's library for CPUs, writes past its memory (its issue 6035).
+
+    Args:
+        student: the network.
+        device: where it trains.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
     for name, module in student.named_modules():
         if (

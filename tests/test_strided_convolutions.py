@@ -7,27 +7,39 @@ import torch
 from conftest import tiny_data
 from torch import nn
 
+from bmtard_hooks import model_checks
 
-class Strided(nn.Module):
-    num_classes = 4
 
-    def __init__(self, channels, stride, frozen=False):
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(channels, 16, 1, stride=stride)
-        self.shortcut.requires_grad_(not frozen)
-        self.head = nn.Linear(16, 4)
+def warned(caplog, *arguments, device="cpu", frozen=False, **options):
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(*arguments, **options))
+    network.requires_grad_(not frozen)
+    with caplog.at_level(logging.WARNING):
+        model_checks.warn_about_strided(network, torch.device(device))
+    return "1 is a 1x1 convolution with stride 2 and 6 input channels" in caplog.text
 
-    def forward(self, pixel_values):
-        return self.head(self.shortcut(self.stem(pixel_values)).mean(dim=(2, 3)))
+
+def test_few_channels_under_a_stride_are_warned_about(caplog):
+    assert warned(caplog, 6, 8, 1, stride=2)
 
 
 @pytest.mark.parametrize(
-    "channels, stride, frozen, told",
-    [(6, 2, False, True), (16, 2, False, False), (6, 1, False, False), (6, 2, True, False)],
+    "arguments, options",
+    [
+        ((16, 8, 1), {"stride": 2}),
+        ((6, 8, 1), {"stride": 1}),
+        ((6, 8, 3), {"stride": 2}),
+        ((6, 6, 1), {"stride": 2, "groups": 6}),
+        ((6, 8, 1), {"stride": 2, "frozen": True}),
+        ((6, 8, 1), {"stride": 2, "device": "meta"}),
+    ],
 )
-def test_few_channels_under_a_stride_are_warned_about(make_trainer, caplog, channels, stride, frozen, told):
-    trainer = make_trainer(Strided(channels, stride, frozen), tiny_data(8), method="natural", max_steps=1)
-    with caplog.at_level(logging.WARNING), torch.backends.mkldnn.flags(enabled=False):
-        trainer.train()
-    assert ("shortcut is a 1x1 convolution with stride 2 and 6 input channels" in caplog.text) == told
+def test_others_are_not(caplog, arguments, options):
+    assert not warned(caplog, *arguments, **options)
+
+
+def test_it_is_said_before_the_first_backward(make_trainer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(model_checks, "warn_about_strided", lambda student, device: seen.append(device.type))
+    monkeypatch.setattr(model_checks, "_require_gradients", lambda *args: seen.append("backward"))
+    make_trainer(data=tiny_data(8), max_steps=1).train()
+    assert seen == ["cpu", "backward"]
