@@ -17,6 +17,8 @@ from bmtard_hooks.reporting.presentation import attack_name
 from claims.archive import Archive
 
 HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
+ONE_RUN = " (one run each)"
+"""What is added to a verdict that does not know how much training again would change."""
 LEVEL = 0.05
 """Two-sided error probability, over all comparisons of one claim (Holm)."""
 LAST = 0.25
@@ -170,15 +172,16 @@ def _verdict(found: Sequence[Difference]) -> str:
     if not found:
         return OPEN
     sure = [p <= LEVEL for p in holm([difference.p for difference in found])]
+    single = ONE_RUN if any(difference.seeds == 1 and math.isinf(difference.freedom) for difference in found) else ""
     if any(is_sure and difference.value < 0 for difference, is_sure in zip(found, sure, strict=True)):
-        return FAILS
-    return HOLDS if all(sure) else NOISE
+        return FAILS + single
+    return HOLDS + single if all(sure) else NOISE
 
 
 def _above(archive: Archive, column: str, rivals: Sequence[str]) -> Verdict:
     found = sorted(differences(archive, column, BMTARD, rivals), key=lambda difference: difference.value)
     numbers = "B-MTARD minus " + ", ".join(map(str, found)) if found else "no rows to compare"
-    claim = f"W-Robust of B-MTARD is above every other method's under {attack_name(column)}"
+    claim = f"W-Robust of B-MTARD is above that of every method but MTARD under {attack_name(column)}"
     return Verdict(claim, _verdict(found), numbers)
 
 

@@ -102,6 +102,7 @@ def test_error_is_that_of_the_images_alone_while_nothing_was_trained_twice():
         del reports[1]
     assert retraining(found, "pgd_trades") is None
     assert differences(found, "pgd_trades", "bmtard", ["sat"])[0].freedom == np.inf
+    assert verdict_of(judge(found), "every method but MTARD").verdict == "holds (one run each)"
 
 
 def test_what_was_not_run_is_said_to_be_open():
