@@ -73,7 +73,7 @@ def test_one_better_rival_refutes_and_own_ablations_are_no_rivals():
         "mtard": (0.9, 0.9),
         "baseline": (0.9, 0.9),
     }
-    verdict = verdict_of(judge(archive(shares)), "every other method")
+    verdict = verdict_of(judge(archive(shares)), "every method but MTARD")
     assert verdict.verdict == FAILS
     assert (
         verdict.numbers.index("rslad -7.50") < verdict.numbers.index("sat +15.00") and "mtard" not in verdict.numbers
