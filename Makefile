@@ -8,6 +8,9 @@
 # Each makes its virtual environment in .venv if there is none (.venv-oldest for the oldest versions).
 
 PYTHON ?= python3
+# pip leaves compiling to the first import; where bytecode may not be kept, each of the many processes would compile anew
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV ?= .venv
 BIN := $(VENV)/bin
 

@@ -18,7 +18,7 @@ DRY = {  # what makes a run of the paper's size one of two steps on a CPU; every
     **{"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "steps": 1, "bf16": False},
     **{"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "eval_attack_steps": 1},
     **{"warmup_steps": 0, "report_to": "none", "disable_tqdm": True, "use_cpu": True},
-    **{"validation_images": 4, "test_limit": 2},
+    **{"validation_images": 4, "test_limit": 2, "torch_compile": False},
 }
 WORDS = [word for name, value in DRY.items() for word in (f"--{name}", str(value))]
 
