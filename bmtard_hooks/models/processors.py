@@ -41,8 +41,7 @@ def normalisation_of(processor: Any) -> tuple[list[float], list[float]] | None:
     does_normalise = getattr(processor, "do_normalize", True)
     mean, std = (processor.image_mean, processor.image_std) if does_normalise else ([0.0] * channels, [1.0] * channels)
     rescales = getattr(processor, "do_rescale", True)
-    factor = LEVELS * processor.rescale_factor if rescales and hasattr(processor, "rescale_factor") else 1.0
-    factor = factor if rescales else float(LEVELS)
+    factor = LEVELS * getattr(processor, "rescale_factor", 1 / LEVELS) if rescales else float(LEVELS)
     if abs(factor - 1) < 1e-6:
         factor = 1.0  # 255 / 255, written as a decimal
     offset = 1.0 if rescales and getattr(processor, "rescale_offset", False) else 0.0
@@ -68,24 +67,25 @@ def size_after(processor: Any, height: int, width: int) -> tuple[int, int] | Non
     """
     if getattr(processor, "image_mean", None) is None:
         return None
+    seen = _processed(processor, [Image.new("RGB", (width, height))])
+    return None if seen is None else (seen.shape[-2], seen.shape[-1])
+
+
+def _processed(processor: Any, pictures: list[Image.Image]) -> Tensor | None:
     try:
-        seen: Tensor = processor(images=[Image.new("RGB", (width, height))], return_tensors="pt")["pixel_values"]
-    except Exception as error:  # see below
+        return processor(images=pictures, return_tensors="pt")["pixel_values"]
+    except Exception as error:  # one that wants other arguments is taken at its word
         logger.debug("the image processor could not be tried: %s", error)
         return None
-    return seen.shape[-2], seen.shape[-1]
 
 
 def _try(processor: Any, mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != len(TRIED[0]):
         return  # pictures of one channel have nothing to exchange
-    try:
-        pictures = [Image.new("RGB", (64, 64), colour) for colour in TRIED]
-        seen: Tensor = processor(images=pictures, return_tensors="pt")["pixel_values"]
-        middle = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].double()
-    except Exception as error:  # one that wants other arguments is taken at its word
-        logger.debug("the image processor could not be tried: %s", error)
+    seen = _processed(processor, [Image.new("RGB", (64, 64), colour) for colour in TRIED])
+    if seen is None or seen.ndim != 4:
         return
+    middle = seen[:, :, seen.shape[2] // 2, seen.shape[3] // 2].double()
     colours = torch.tensor(TRIED, dtype=torch.float64) / LEVELS
     expected = (colours - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std, dtype=torch.float64)
     if not torch.allclose(middle, expected, rtol=1e-3, atol=TOLERANCE):
