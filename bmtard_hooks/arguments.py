@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import sys
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from bmtard_hooks.image_tensors import ImageTensors, load_images
-from bmtard_hooks.options import option
+from bmtard_hooks.options import option, read_number
 from bmtard_hooks.yaml_files import read_yaml
 
 
@@ -104,11 +105,26 @@ def splits_of(dataset: str) -> list[str]:
 
 
 class _Parser(HfArgumentParser):
-    """Says what is wrong in one line, without the usage of two hundred options."""
+    """Reads fractions as numbers, and says what is wrong in one line, without the usage of two hundred options."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Let every number be a fraction: ``--eps 8/255``."""
+        if settings.get("type") is float:
+            settings["type"] = _number
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Print the message and leave with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help says what each option takes)\n")
+
+
+def _number(text: str) -> float:
+    try:
+        return read_number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number: pass one such as 0.031, or a fraction such as 8/255"
+        ) from error
 
 
 def parse(
@@ -120,7 +136,8 @@ def parse(
 ) -> tuple[Any, ...]:
     """Fill dataclasses from ``--config file.yaml`` and from options, which win over the file.
 
-    Values of the file go through the same conversion as options, so ``1e-3`` is a number although YAML reads a string.
+    Values of the file go through the same conversion as options, so ``1e-3`` and ``8/255`` are numbers although YAML reads
+    strings.
     ``include: other.yaml`` (or a list of files, paths relative to the including one) brings in the options of other
     files: the including file wins over what it includes, a later file of the list over an earlier one, and ``null`` takes
     an included option back.

@@ -34,6 +34,14 @@ def require_finite(name: str, value: Any) -> None:
     require(name, value, value is None or (isinstance(value, Real) and math.isfinite(value)), "a finite number")
 
 
+def read_number(text: str) -> float:
+    """Read ``0.031`` or ``8/255``; raises ``ValueError`` for anything else."""
+    upper, slash, lower = text.partition("/")
+    if slash and float(lower) == 0:
+        raise ValueError(f"{text}: division by zero")
+    return float(upper) / (float(lower) if slash else 1.0)
+
+
 @dataclass
 class MethodOptions:
     """Options that belong to one method or one addition; the names begin with it. Defaults are the authors' for CIFAR-10."""
@@ -60,7 +68,7 @@ class MethodOptions:
     lmtn_teacher_input: str = option("own", "LMTN: teachers see the student's 'own' images, or 'clean' ones always.")
     iad_variant: int = option(1, "IAD: 1 is built on ARD, 2 on AKD2 with a clean teacher too.")
     iad_temperature: float = option(1.0, "IAD: temperature of teacher and student.")
-    iad_alpha: float | None = option(None, "IAD: weight of the robust teacher (None: 1, or 0.5 for variant 2).")
+    iad_alpha: float | None = option(None, "IAD, AdaIAD: weight of the robust teacher (None: 1, or 0.5 for variant 2).")
     iad_clean_alpha: float = option(0.25, "IAD, variant 2: weight of the clean teacher.")
     iad_trust_power: float = option(0.1, "IAD, AdaIAD: power of the teacher's probability of the true class.")
     iad_begin: float | None = option(

@@ -21,10 +21,11 @@ def parsed(tmp_path, text="", argv=()):
 
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
-    text = "learning_rate: 1e-3\nweight_decay: 5e-4\nlr_milestones: [3, 4.5]\nloss_balance: false\neps: 0.0314\nsteps: 7\nmodel: x"
+    text = "learning_rate: 1e-3\nweight_decay: 5e-4\nlr_milestones: [3, 4.5]\nloss_balance: false\neps: 4/255\nsteps: 7\nmodel: x"
     extra, _, config = parsed(tmp_path, text)
     assert (config.learning_rate, config.weight_decay, config.lr_milestones) == (1e-3, 5e-4, [3.0, 4.5])
     assert config.loss_balance is False and config.entropy_balance is None and config.steps == 7
+    assert config.eps == 4 / 255
     assert extra.model == "x"
 
 

@@ -154,7 +154,7 @@ def test_a_report_of_a_newer_version_is_refused_by_name(files, tmp_path, capsys)
     ("words", "message"),
     [
         (["evaluate"], "missing --model, --output_dir"),
-        (["evaluate", "--model", "x", "--output_dir", "y", "--dataset", "{data}", "--eps", "wide"], "8/255"),
+        (["evaluate", "--model", "{clean}", "--output_dir", "{tmp}", "--dataset", "{data}", "--eps", "8"], "8/255"),
         (["evaluate", "--model", "resnet9_cifar", "--output_dir", "{tmp}", "--dataset", "{data}"], "resnet8_cifar"),
         (
             ["evaluate", "--model", "{clean}", "--output_dir", "{tmp}", "--dataset", "{data}", "--attacks", "pgdd"],

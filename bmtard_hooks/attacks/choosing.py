@@ -14,6 +14,7 @@ from bmtard_hooks.attacks.foreign import Foreign
 from bmtard_hooks.attacks.pgd import NORMS
 from bmtard_hooks.attacks.suite import ATTACKS, PRESETS, TRANSFERRED, UNIONS
 from bmtard_hooks.attacks.transfer import Transfer
+from bmtard_hooks.options import read_number
 
 
 @dataclass
@@ -227,11 +228,3 @@ def _read_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"
-
-
-def read_number(text: str) -> float:
-    """Read ``0.031`` or ``8/255``; raises ``ValueError`` for anything else."""
-    upper, slash, lower = text.partition("/")
-    if slash and float(lower) == 0:
-        raise ValueError(f"{text}: division by zero")
-    return float(upper) / (float(lower) if slash else 1.0)

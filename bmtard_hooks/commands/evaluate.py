@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bmtard_hooks.arguments import option, parse
-from bmtard_hooks.attacks.choosing import read_number
 from bmtard_hooks.commands.inputs import ImageArguments, model_of, name_of, require, require_device
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
@@ -35,7 +34,7 @@ class EvaluateArguments:
     surrogate_checkpoint: str | None = option(None, "File with the weights of the surrogate.")
     output_dir: str = option("", "Directory of the report; the same command goes on after an interruption.")
     name: str | None = option(None, "Name of the model in the report.")
-    eps: str = option("8/255", "Radius in pixel scale, a number or a fraction.")
+    eps: float = option(8 / 255, "Radius in pixel scale.")
     norm: str = option("linf", "linf or l2.")
     mode: str = option("columns", "columns (the paper's tables) or worst_case (survivors only, faster).")
     batch_size: int = option(256, "Images at a time; changes speed, not results.")
@@ -52,7 +51,6 @@ def evaluate(argv: Sequence[str]) -> str:
     require(options, "model", "output_dir")
     require_directory("--output_dir", options.output_dir)
     require_device(options.device)
-    eps = _number(options.eps)
     data = images.load()
     directory = Path(options.output_dir)
     surrogate = options.surrogate
@@ -67,18 +65,10 @@ def evaluate(argv: Sequence[str]) -> str:
         dataset_name=f"{name_of(images.dataset)}, {images.split}",
         state_dir=directory / "state",
         device=options.device,
-        eps=eps,
-        **{name: getattr(options, name) for name in ("norm", "mode", "batch_size", "seed", "clean_weight", "checks")},
+        **{name: getattr(options, name) for name in ("eps", "norm", "mode", "batch_size", "seed", "clean_weight", "checks")},
         check_images=options.check_images,
     )
     if not processes().is_main_process:
         return ""
     written = write_report([report], directory)
     return f"{robustness_table([report])}\n\n{report.verdict}\nReport: {written['html']}"
-
-
-def _number(text: str) -> float:
-    try:
-        return read_number(text)
-    except ValueError as error:
-        raise ValueError(f"--eps {text}: pass a number such as 0.031 or a fraction such as 8/255") from error

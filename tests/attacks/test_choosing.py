@@ -3,9 +3,10 @@ import torch
 import torchattacks
 from conftest import tiny_net
 
-from bmtard_hooks.attacks.choosing import choose_attacks, read_number
+from bmtard_hooks.attacks.choosing import choose_attacks
 from bmtard_hooks.attacks.gradient import PGD
 from bmtard_hooks.attacks.suite import ATTACKS, PRESETS
+from bmtard_hooks.options import read_number
 
 
 def test_the_paper_preset_has_every_column_of_its_tables():

@@ -33,8 +33,8 @@ LOAD = "neither from a directory here nor as a hub id"
 @table(
     line("no options", "evaluate", "missing --model, --output_dir", "pass a value for each", HELP),
     line("unknown option", EVALUATE + "--atacks fgsm", "unknown option --atacks", "did you mean --attacks", HELP),
-    line("eps of words", EVALUATE + "--eps wide", "--eps wide", "a number such as 0.031", "a fraction such as 8/255"),
-    line("eps by 0", EVALUATE + "--eps 8/0", "--eps 8/0", "a number such as 0.031", "a fraction such as 8/255"),
+    line("eps of words", EVALUATE + "--eps wide", "'wide' is no number", "such as 0.031", "a fraction such as 8/255"),
+    line("eps by 0", EVALUATE + "--eps 8/0", "'8/0' is no number", "such as 0.031", "a fraction such as 8/255"),
     line("eps of 8", EVALUATE + "--eps 8", "eps=8.0", "(0, 1]", "pass 8/255"),
     line("negative eps", EVALUATE + "--eps=-1/255", "eps=-0.0039", "a positive number", "8/255"),
     line("eps of NaN", EVALUATE + "--eps nan", "eps=nan", "a positive number", "8/255"),

@@ -228,7 +228,7 @@ def test_run_of_another_process_is_left_alone(command, tmp_path, capsys):
     [
         (["--methods", "bmtrad"], "unknown method 'bmtrad': did you mean bmtard"),
         (["--methods", "sat:learning_rat=1"], "unknown option 'learning_rat': did you mean learning_rate"),
-        (["--methods", "sat:learning_rate=fast"], "row 'sat learning_rate=fast': .*invalid float value: 'fast'"),
+        (["--methods", "sat:learning_rate=fast"], "row 'sat learning_rate=fast': .*'fast' is no number"),
         (["--methods", "sat:eps=-1"], "row 'sat eps=-1': eps=-1"),
         (["--methods", "sat:seed=1"], "seed is not an option of a row"),
         (["--methods", "sat", "sat"], "would share a directory"),
