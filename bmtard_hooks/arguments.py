@@ -22,7 +22,29 @@ from bmtard_hooks.yaml_files import read_yaml
 
 
 @dataclass
-class DataArguments:
+class PictureArguments:
+    """How pictures become images of one shape."""
+
+    image_column: str | None = option(None, "Image column (usual names are found).")
+    label_column: str | None = option(None, "Label column (usual names are found).")
+    image_size: int | None = option(None, "Scale and crop images to squares of this side (None: they have one size).")
+    image_mode: str = option("RGB", "RGB, or L for models of one channel.")
+
+    def reading(self) -> dict[str, Any]:
+        """Give the arguments of ``load_images``.
+
+        Raises:
+            ValueError: for a side below 1.
+        """
+        side = self.image_size
+        if side is not None and side < 1:
+            raise ValueError(f"--image_size {side} is no side of a square: pass pixels, 1 or more, or leave it out")
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return {**columns, "image_size": side, "mode": self.image_mode}
+
+
+@dataclass
+class DataArguments(PictureArguments):
     """Where the images come from."""
 
     dataset: str = option("cifar10", "Hub id or local directory of an image classification data set.")
@@ -33,8 +55,6 @@ class DataArguments:
         "that the data set has.",
     )
     validation_images: int = option(2000, "Training images held out to choose the best checkpoint.")
-    image_column: str | None = option(None, "Image column (usual names are found).")
-    label_column: str | None = option(None, "Label column (usual names are found).")
     train_limit: int | None = option(None, "Use only the first training images, for a quick look.")
     test_limit: int | None = option(None, "Use only the first test images.")
 
@@ -58,13 +78,7 @@ class DataArguments:
 
     def _read(self, which: str, limit: int | None) -> ImageTensors:
         split, *others = str(getattr(self, which)).split(",")
-        read = partial(
-            load_images,
-            self.dataset,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            limit=limit,
-        )
+        read = partial(load_images, self.dataset, limit=limit, **self.reading())
         try:
             return read(split)
         except ValueError as error:

@@ -139,6 +139,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     check_sharding(trainer)  # again, because callbacks may have come and weights may be sharded since
     _check_foreign_attack(trainer)
     _compare_radii(trainer)
+    _check_reach(trainer)
     trainer.serialised_state()
     rows: Any = trainer.train_dataset
     if rows is None:
@@ -200,6 +201,21 @@ def _compare_radii(trainer: BMTARDTrainer) -> None:
             "BMTARDConfig, or set eval_attack_eps",
             *(training.norm, training.eps, evaluation.norm, evaluation.eps),
         )
+
+
+def _check_reach(trainer: BMTARDTrainer) -> None:
+    args = trainer.args
+    crafts = trainer.method.attack is not None and trainer.crafter.attack is None
+    attacks = {"step_size": trainer.crafter.settings if crafts else None}
+    attacks["eval_attack_step_size"] = args.evaluation_attack() if args.eval_attack else None
+    for option, settings in attacks.items():
+        if settings is not None and settings.falls_short:
+            logger.warning(
+                "%d steps of %s=%.4g together do not reach the radius eps=%.4g: a weak attack. Step sizes do not follow eps, so set "
+                "%s too, for example to %.4g",
+                *(settings.steps, option, settings.step_size, settings.eps),
+                *(option, 2.5 * settings.eps / settings.steps),
+            )
 
 
 def check_output_dir(args: BMTARDConfig, resume: str | bool | None) -> None:

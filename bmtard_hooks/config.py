@@ -128,6 +128,9 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         if self.bf16 and self.use_cpu and not _has_fast_bf16():
             logger.warning("this CPU has no bf16 instructions: bf16=True will be about 10 times slower than float32")
         self._check_ranges()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            attacked = self.eval_attack and method_class(self.method).attack is not None
+            self.metric_for_best_model = "w_robust" if attacked else "clean_accuracy"
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.ddp_broadcast_buffers is None:

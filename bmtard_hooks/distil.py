@@ -12,9 +12,10 @@ from transformers import set_seed
 from bmtard_hooks.arguments import DataArguments, parse
 from bmtard_hooks.assembly import naming_what_cannot_load
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
+from bmtard_hooks.image_tensors import ImageTensors
+from bmtard_hooks.models import PixelClassifier, load_teacher
 from bmtard_hooks.options import option, require
-from bmtard_hooks.recipe import train_and_measure
+from bmtard_hooks.recipe import create_for, train_and_measure
 from bmtard_hooks.trainer import BMTARDTrainer
 
 
@@ -23,6 +24,7 @@ class ModelArguments:
     """Which networks take part."""
 
     student: str = option("resnet18_cifar", "timm architecture, directory or hub id.")
+    student_pretrained: bool = option(False, "Begin from the weights that timm has for the architecture (a download).")
     student_mean: list[float] | None = option(None, "Normalisation inside the student (None: its own, or none).")
     student_std: list[float] | None = option(None, "The same.")
     clean_teacher: str | None = option(None, "Directory, hub id, or timm architecture with its checkpoint below.")
@@ -42,11 +44,15 @@ class ModelArguments:
                 "finite numbers, one per channel, such as 0.5 0.5 0.5",
             )
 
-    def create_student(self, num_classes: int, image_size: int) -> PixelClassifier:
-        """Build the student."""
+    def create_student(self, images: ImageTensors) -> PixelClassifier:
+        """Build the student for the images that it will be trained on."""
         with naming_what_cannot_load("student", self.student):
-            return create_model(
-                self.student, num_classes, image_size=image_size, mean=self.student_mean, std=self.student_std
+            return create_for(
+                images,
+                self.student,
+                pretrained=self.student_pretrained,
+                mean=self.student_mean,
+                std=self.student_std,
             )
 
     def load_teachers(self, num_classes: int) -> dict[str, PixelClassifier]:
@@ -97,7 +103,7 @@ def distil(
     teachers = models.load_teachers(train.num_classes)
     set_seed(config.seed)  # of the first weights
     trainer = BMTARDTrainer(
-        models.create_student(train.num_classes, train.images.shape[-1]),
+        models.create_student(train),
         config,
         train_dataset=train,
         eval_dataset=validation,

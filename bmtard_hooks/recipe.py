@@ -1,8 +1,9 @@
-"""What every training recipe ends with: the run, the saved model, and a table of the test set."""
+"""What the training recipes share: a network for the images, the run, the saved model, and a table of the test set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +14,23 @@ from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models import PixelClassifier, create_model
 from bmtard_hooks.reporting.tables import robustness_table
 from bmtard_hooks.trainer import BMTARDTrainer
+
+
+def create_for(images: ImageTensors, name: str, **options: Any) -> PixelClassifier:
+    """Build a network for the classes, the size and the channels of images.
+
+    Args:
+        images: what it will be trained on.
+        name: see ``create_model``.
+        **options: further arguments of ``create_model``.
+
+    Raises:
+        ValueError: as ``create_model`` does.
+    """
+    channels, height, width = images.images.shape[1:]
+    if channels != 3:
+        options["in_chans"] = channels
+    return create_model(name, images.num_classes, image_size=(height, width), **options)
 
 
 def train_and_measure(

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from transformers import set_seed
 
-from bmtard_hooks import BMTARDConfig, BMTARDTrainer, create_model
+from bmtard_hooks import BMTARDConfig, BMTARDTrainer
 from bmtard_hooks.arguments import DataArguments, option, parse
 from bmtard_hooks.distributed import processes
-from bmtard_hooks.recipe import train_and_measure
+from bmtard_hooks.recipe import create_for, train_and_measure
 
 
 @dataclass
@@ -28,6 +28,7 @@ class TeacherArguments:
     """Which network to train."""
 
     model: str = option("resnet20_cifar", "timm architecture, directory or hub id.")
+    pretrained: bool = option(False, "Begin from the weights that timm has for the architecture (a download).")
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     train, validation, test = data.load()
     set_seed(config.seed)  # of the first weights
     trainer = BMTARDTrainer(
-        create_model(names.model, train.num_classes, image_size=train.images.shape[-1]),
+        create_for(train, names.model, pretrained=names.pretrained),
         config,
         train_dataset=train,
         eval_dataset=validation,

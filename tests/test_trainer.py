@@ -191,6 +191,23 @@ def test_another_radius_in_evaluation_is_warned_about(make_trainer, caplog):
     assert "evaluate() with" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"eps": 0.2, "steps": 10}, ["10 steps of step_size=0.007843", "20 steps of eval_attack_step_size=0.003"]),
+        ({"eps": 0.2, "steps": 10, "step_size": 0.05, "eval_attack": False}, []),
+        ({"norm": "l2", "eps": 0.5, "step_size": 0.125}, ["20 steps of eval_attack_step_size=0.003 together do not"]),
+        ({"method": "natural", "eps": 0.05}, []),
+        ({}, []),
+    ],
+)
+def test_steps_that_cannot_reach_the_radius_are_warned_about(make_trainer, options, named, caplog):
+    given = {"steps": 4, "eval_attack_steps": 20, **options}
+    make_trainer(**given, data_collator=None, augment="none", max_steps=1).train()
+    found = [record.getMessage() for record in caplog.records if "do not reach the radius" in record.getMessage()]
+    assert len(found) == len(named) and all(name in text for name, text in zip(named, found, strict=True))
+
+
 def test_progress_bar_shows_losses_and_balance(make_trainer):
     from bmtard_hooks.callbacks.progress import BalanceProgress
 

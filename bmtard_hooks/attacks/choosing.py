@@ -11,6 +11,7 @@ from torch import nn
 
 from bmtard_hooks.attacks.base import Attack
 from bmtard_hooks.attacks.foreign import Foreign
+from bmtard_hooks.attacks.gradient import PGD
 from bmtard_hooks.attacks.pgd import NORMS
 from bmtard_hooks.attacks.suite import ATTACKS, PRESETS, TRANSFERRED, UNIONS
 from bmtard_hooks.attacks.transfer import Transfer
@@ -93,6 +94,7 @@ def choose_attacks(
         else:
             column = source if isinstance(source, str) else _name_of(source)
             plan.add(column, chooser.attacks(source, column))
+    plan.warnings += [text for name, attack in plan.attacks.items() if (text := _falls_short(name, attack))]
     if not plan.columns:
         raise ValueError("no attack is left to run: " + (" ".join(plan.warnings) or "the list is empty"))
     return plan
@@ -167,6 +169,17 @@ def _in_ball(attack: Attack, values: dict[str, Any]) -> Attack:
     if step is not None and values["norm"] == "l2" and "step_size" not in values:
         values = {**values, "step_size": step * values["eps"] / attack.eps}
     return attack.replace(**values)
+
+
+def _falls_short(name: str, attack: Attack) -> str | None:
+    inner = attack.attack if isinstance(attack, Transfer) else attack
+    search = inner.search() if isinstance(inner, PGD) else None
+    if search is None or not search.falls_short:
+        return None
+    return (
+        f"{name} makes {search.steps} steps of {search.step_size:.4g}, which together do not reach the radius {search.eps:.4g}: a weak "
+        f"attack. Set its step, for example {name}:step_size={2.5 * search.eps / search.steps:.4g}."
+    )
 
 
 def _settings(attack: Attack) -> list[str]:

@@ -48,9 +48,10 @@ class PGD(Attack):
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r} is unknown: choose one of {', '.join(LOSSES)}")
         check_count("restarts", self.restarts)
-        self._search()
+        self.search()
 
-    def _search(self) -> PGDSettings:
+    def search(self) -> PGDSettings:
+        """Describe one run of the engine."""
         step_size = self.eps if self.step_size is None else self.step_size
         return PGDSettings(self.eps, step_size, self.steps, self.norm, self.start, clip_start=True)
 
@@ -68,7 +69,7 @@ class PGD(Attack):
         return found
 
     def _once(self, target: Target, images: Tensor, labels: Tensor, draws: Draws, restart: int) -> Found:
-        settings = self._search()
+        settings = self.search()
         noise = draws(lambda generator: draw_noise((1, *images.shape[1:]), settings, generator)[0], "start", restart)
         broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 

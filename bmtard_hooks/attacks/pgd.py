@@ -55,6 +55,11 @@ class PGDSettings:
         if self.steps != int(self.steps) or self.steps < 0:
             raise ValueError(f"steps={self.steps} is not a number of steps: pass 0 (random start only), 1, 2, …")
 
+    @property
+    def falls_short(self) -> bool:
+        """Whether all steps together are shorter than the radius, so that the ball's edge is out of reach of the image."""
+        return 0 < self.steps and self.steps * self.step_size < self.eps * (1 - 1e-6)
+
     def replace(self, **changes: Any) -> PGDSettings:
         """Copy the settings with some of them changed; None leaves a value as it is."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})

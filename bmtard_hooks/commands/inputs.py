@@ -9,22 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from bmtard_hooks.arguments import naming_data_set, option, splits_of
+from bmtard_hooks.arguments import PictureArguments, naming_data_set, option, splits_of
 from bmtard_hooks.image_tensors import ImageTensors, load_images
 from bmtard_hooks.models import load_teacher
 
 
 @dataclass
-class ImageArguments:
+class ImageArguments(PictureArguments):
     """Which images."""
 
     dataset: str = option("cifar10", "Hub id or local directory of an image classification data set.")
     split: str = option("test", "Split to use.")
-    image_column: str | None = option(None, "Image column (usual names are found).")
-    label_column: str | None = option(None, "Label column (usual names are found).")
     limit: int | None = option(None, "Use only the first so many images.")
-    image_size: int | None = option(None, "Scale and crop images to squares of this side.")
-    image_mode: str = option("RGB", "RGB, or L for models of one channel.")
 
     def load(self) -> ImageTensors:
         """Read the images.
@@ -33,20 +29,10 @@ class ImageArguments:
             FileNotFoundError: if there is no such data set.
             ValueError: for a split that it lacks, and as ``load_images`` does.
         """
-        side = self.image_size
-        if side is not None and side < 1:
-            raise ValueError(f"--image_size {side} is no side of a square: pass pixels, 1 or more, or leave it out")
+        reading = self.reading()
         with naming_data_set(self.dataset):
             try:
-                return load_images(
-                    self.dataset,
-                    self.split,
-                    image_column=self.image_column,
-                    label_column=self.label_column,
-                    limit=self.limit,
-                    image_size=side,
-                    mode=self.image_mode,
-                )
+                return load_images(self.dataset, self.split, limit=self.limit, **reading)
             except ValueError as error:
                 existing = splits_of(self.dataset) if "split" in str(error) else [self.split]
                 if self.split in existing:

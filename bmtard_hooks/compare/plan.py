@@ -118,7 +118,7 @@ class Plan:
     def first_student(self, run: Run) -> PixelClassifier:
         """Create a run's student with the first weights that belong to its seed, the same for every method."""
         set_seed(run.config.seed)
-        return run.models.create_student(self.train.num_classes, self.train.images.shape[-1])
+        return run.models.create_student(self.train)
 
     @property
     def evaluation_ball(self) -> dict[str, Any]:

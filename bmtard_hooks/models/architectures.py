@@ -40,10 +40,13 @@ def build_architecture(
         sides: height and width of the images; the network is made for them where it must know, and tried on one.
 
     Raises:
-        ValueError: for an unknown name or argument, a missing class count, or a size that the network cannot take.
+        ValueError: for an unknown name or argument, a missing class count, a size that the network cannot take, or weights
+            that timm does not have or cannot download.
         FileNotFoundError: if the checkpoint does not exist.
     """
     check_architecture(name)
+    if pretrained:
+        pretrained_settings(name)
     if num_classes is None:
         raise ValueError(f"num_classes is missing: say how many classes {name} should tell apart")
     _check_recordable(name, model_args)
@@ -54,7 +57,8 @@ def build_architecture(
         if sides is not None:
             try_size(network, int(model_args.get("in_chans", 3)), sides)
     except Exception as error:  # every architecture has its own way to refuse a size
-        advice = _explain_argument(name, error)
+        advice = _explain_download(name, error) if pretrained else None
+        advice = advice or _explain_argument(name, error)
         if advice is None and sides is not None:
             advice = explain_architecture(name, sides, error, build, model_args)
         if advice is None:
@@ -74,6 +78,18 @@ def check_architecture(name: str) -> None:
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists every architecture"
     raise ValueError(f"unknown model {name!r}: {hint}")
+
+
+def pretrained_settings(name: str) -> Any:
+    """Look up what timm says of the weights that it has for an architecture.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    settings = timm.models.get_pretrained_cfg(name)
+    if settings is None or not settings.has_weights:
+        raise ValueError(f"timm has no pretrained weights for {name!r}: pass checkpoint=FILE, or leave pretrained out")
+    return settings
 
 
 def wrap_timm(network: nn.Module, architecture: str, num_classes: int, model_args: dict[str, Any]) -> PreTrainedModel:
@@ -138,6 +154,16 @@ def _check_recordable(architecture: str, model_args: dict[str, Any]) -> None:
             f"the arguments {sorted(model_args)} of {architecture} cannot be written into a config ({error}), so the model "
             "could not be saved: pass names and numbers, for example act_layer='silu'"
         ) from error
+
+
+def _explain_download(architecture: str, error: Exception) -> str | None:
+    if not isinstance(error, OSError):
+        return None
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"timm's weights of {architecture!r} cannot be loaded ({reason}): unset HF_HUB_OFFLINE to download them, pass checkpoint=FILE, "
+        "or leave pretrained out"
+    )
 
 
 def _explain_argument(architecture: str, error: Exception) -> str | None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.models.architectures import check_architecture
+from bmtard_hooks.models.architectures import check_architecture, pretrained_settings
 from bmtard_hooks.models.create import as_classifier, create_model, is_hub_id, weights_not_found
 from bmtard_hooks.models.image_sizes import explain_network
 from bmtard_hooks.models.pixels import PixelClassifier
@@ -59,10 +58,7 @@ def load_teacher(
 
 def _pretrained_classes(architecture: str) -> int:
     check_architecture(architecture)
-    settings = timm.models.get_pretrained_cfg(architecture)
-    if settings is None or not settings.has_weights:
-        raise ValueError(f"timm has no pretrained weights for {architecture!r}: pass checkpoint=FILE")
-    return int(settings.num_classes)
+    return int(pretrained_settings(architecture).num_classes)
 
 
 def as_teacher(teacher: str | nn.Module) -> PixelClassifier:

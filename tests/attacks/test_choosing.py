@@ -113,6 +113,15 @@ def test_mistakes_are_named_with_the_nearest_right_word(words, message):
         choose_attacks(words)
 
 
+def test_an_attack_whose_steps_do_not_reach_the_radius_is_warned_about():
+    plan = choose_attacks(["fgsm", "pgd_trades", "pgd_sat"], eps=16 / 255)
+    assert len(plan.warnings) == 1 and "pgd_trades makes 20 steps of 0.003" in plan.warnings[0]
+    step = plan.warnings[0].split("for example ")[1].rstrip(".")
+    assert not choose_attacks(step, eps=16 / 255).warnings
+    assert choose_attacks("transfer_pgd", eps=0.5, surrogate=torch.nn.Identity()).warnings
+    assert not choose_attacks("white_box", eps=0.5, norm="l2").warnings
+
+
 def test_numbers_may_be_fractions():
     assert read_number("8/255") == 8 / 255 and read_number("0.031") == 0.031
     for wrong in ("8/0", "eight"):

@@ -214,6 +214,13 @@ def test_pretrained_teacher_with_another_class_count_is_refused():
         as_teacher("resnet8_cifar")
 
 
+def test_pretrained_student_that_cannot_be_had_is_refused_in_words():
+    with pytest.raises(ValueError, match="timm has no pretrained weights for 'resnet8_cifar': pass checkpoint=FILE"):
+        create_model("resnet8_cifar", 10, pretrained=True)
+    with pytest.raises(ValueError, match="timm's weights of 'resnet18' cannot be loaded .*unset HF_HUB_OFFLINE"):
+        create_model("resnet18", 10, pretrained=True)
+
+
 def test_pretrained_teacher_takes_its_own_class_count(monkeypatch):
     import timm
 
