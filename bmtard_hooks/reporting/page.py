@@ -25,7 +25,7 @@ from bmtard_hooks.reporting.detail_tables import (
 from bmtard_hooks.reporting.drawing import Picture
 from bmtard_hooks.reporting.figures import draw_figures
 from bmtard_hooks.reporting.files import write_file
-from bmtard_hooks.reporting.presentation import HOW_TO_READ, model_name, require_reports
+from bmtard_hooks.reporting.presentation import HOW_TO_READ, model_name, plain_words, require_reports
 from bmtard_hooks.reporting.table import Table
 from bmtard_hooks.reporting.tables import title_of
 
@@ -94,20 +94,20 @@ def write_page(
 
 
 def _verdict(report: RobustnessReport) -> str:
-    tone, word = "good", "Passed"
+    tone, word = "good", "checks passed"
     if report.failed_checks:
-        tone, word = "bad", "Failed"
+        tone, word = "bad", "checks failed"
     elif all(check.status == "not run" for check in report.checks):
-        tone, word = "warn", "Not checked"
+        tone, word = "warn", "not checked"
     elif any(check.status == "fail" for check in report.checks):
-        tone, word = "warn", "Passed with warnings"
+        tone, word = "warn", "checks passed with warnings"
     failed = [check for check in report.checks if check.status == "fail"]
     remarks = [f"{check.id} (passes if: {check.title}): {check.evidence}" for check in failed]
     remarks += [f"Warning: {warning}" for warning in report.warnings]
     items = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
     return (
-        f'<div class="verdict {tone}"><p><span class="word">{word}: {html.escape(model_name(report))}.</span> '
-        f"{html.escape(report.verdict)}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
+        f'<div class="verdict {tone}"><p><span class="word">{html.escape(model_name(report))}: {word}.</span> '
+        f"{html.escape(report.verdict)}</p><p>{html.escape(plain_words(report))}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport, Row
-from bmtard_hooks.evaluation.statistics import wilson_interval
+from bmtard_hooks.evaluation.statistics import per_class_accuracy, wilson_interval
 
 WHITE_BOX, BLACK_BOX, OTHER = "White-box attacks", "Black-box attacks", "Other attacks"
 GROUPS = (WORST_CASE, WHITE_BOX, BLACK_BOX, OTHER)
@@ -49,6 +51,9 @@ GROUP_OF_CLASS = {
 DASH = "—"
 FEWEST_FOR_ERROR = 10
 """With fewer hits or misses than this, a standard error says too little and an interval is written."""
+
+MOST_NAMES = 10
+"""More classes than these are not named in a sentence."""
 
 HOW_TO_READ = (
     "Clean is the share of images classified correctly as they are; robust is the share that is still correct after "
@@ -96,6 +101,25 @@ def strongest(report: RobustnessReport) -> Row | None:
     most = max((row.images for row in rows), default=0)
     candidates = [row for row in rows if row.images == most]
     return min(candidates, key=lambda row: (row.robust, row.column != WORST_CASE), default=None)
+
+
+def plain_words(report: RobustnessReport) -> str:
+    """Say in counts what was found, for a reader who knows no attack; no robust count if a check says not to believe it."""
+    row = strongest(report)
+    if row is None:
+        return ""
+    clean, robust = round(row.clean * row.images), round(row.robust * row.images)
+    told = f"Of {row.images:,} images, {clean:,} {'is' if clean == 1 else 'are'} classified correctly as they are."
+    if clean and not report.failed_checks:
+        norm, eps = report.ball(row.column) or (None, 0.0)
+        allowed = f", which may change every colour value by up to {100 * eps:.1f} % of its range" if norm == "linf" else ""
+        left = f"{robust:,} still {'is' if robust == 1 else 'are'}" if robust else "none still is"
+        told += f" Under the strongest attack that was run on them ({attack_name(row.column)}{allowed}), {left}."
+    by_class = per_class_accuracy(report.labels, report.correct, report.num_classes)
+    never = [class_name(report, int(index)) for index in np.flatnonzero(by_class == 0)]
+    if never and clean:
+        told += f" Never recognised, not even unattacked: {', '.join(never[:MOST_NAMES])}{' …' * (len(never) > MOST_NAMES)}."
+    return told
 
 
 def ball_name(ball: tuple[str, float] | None) -> str:

@@ -18,7 +18,7 @@ from bmtard_hooks.reporting.detail_tables import (
     reproduce_command,
     settings_table,
 )
-from bmtard_hooks.reporting.presentation import HOW_TO_READ, model_name, require_reports
+from bmtard_hooks.reporting.presentation import HOW_TO_READ, model_name, plain_words, require_reports
 from bmtard_hooks.reporting.table import Table, escape_markdown
 
 __all__ = ["checks_table", "per_class_table", "robustness_table", "settings_table", "title_of", "to_markdown"]
@@ -51,6 +51,8 @@ def to_markdown(reports: Sequence[RobustnessReport], extra: Mapping[str, str | T
     parts = [f"# {escape_markdown(title_of(reports))}"]
     for report in reports:
         parts.append(f"**{escape_markdown(model_name(report))}**: {escape_markdown(report.verdict)}")
+        if words := plain_words(report):
+            parts.append(escape_markdown(words))
         if report.warnings:
             parts.append("\n".join(f"- Warning: {escape_markdown(warning)}" for warning in report.warnings))
     parts += [headline_table(reports).markdown(2), "## Robustness under each attack"]

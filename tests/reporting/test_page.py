@@ -85,7 +85,7 @@ def test_page_loads_nothing_from_elsewhere_and_runs_nothing(page):
 
 def test_verdict_comes_first_in_words(pages):
     text = "".join(Outline(pages["three"].read_text()).words)
-    assert text.index("Failed: ⚠ AAAA") < text.index("Under the strongest attack")
+    assert text.index("⚠ AAAA") < text.index(": checks failed.") < text.index("Robustness under each attack")
     assert "A3 (passes if: gradients of cross-entropy and margin exist): 99 % of images have gradient 0" in text
     assert "Warning: The checkpoint was picked on these images." in pages["one"].read_text()
     order = ["Under the strongest attack", "Robustness under each attack", "Checks against", "Classes", "Figures"]
@@ -94,14 +94,14 @@ def test_verdict_comes_first_in_words(pages):
 
 
 @pytest.mark.parametrize(
-    ("failed", "word"), [("none", "Passed:"), ("A7", "Passed with warnings:"), ("all", "Not checked:")]
+    ("failed", "word"), [("none", "checks passed."), ("A7", "checks passed with warnings."), ("all", "not checked.")]
 )
 def test_other_verdicts_have_their_words(failed, word, tmp_path):
     report = sample_report(attacks=("fgsm",))
     report.checks = [] if failed == "all" else report.checks
     for check in report.checks:
         object.__setattr__(check, "status", "fail" if check.id == failed else check.status)
-    assert f'<span class="word">{word}' in write_page([report], tmp_path / "page.html", pictures=[]).read_text()
+    assert f'<span class="word">{report.model}: {word}</span>' in write_page([report], tmp_path / "page.html", pictures=[]).read_text()
 
 
 def test_names_stay_text(tmp_path):

@@ -2,10 +2,10 @@ import re
 
 import numpy as np
 import pytest
-from sample_report import sample_report, worst_case_report
+from sample_report import CLASSES, sample_report, worst_case_report
 
 from bmtard_hooks.reporting.accuracy_tables import attacks_table, breakdown_tables, headline_table, robustness_tables
-from bmtard_hooks.reporting.presentation import accuracy, attack_name, pixels, strongest
+from bmtard_hooks.reporting.presentation import accuracy, attack_name, pixels, plain_words, strongest
 from bmtard_hooks.reporting.table import Cell, Column, Table, escape_markdown
 from bmtard_hooks.reporting.tables import (
     checks_table,
@@ -211,3 +211,18 @@ def test_a_row_of_the_wrong_length_is_refused():
 def test_names_and_lengths_are_written_as_people_know_them():
     assert [attack_name(name) for name in ("cw_inf", "mine")] == ["CW∞", "mine"]
     assert pixels(0.031) == "0.031000 (7.905/255)"
+
+
+def test_counts_are_said_in_plain_words():
+    report = sample_report(attacks=("fgsm", "pgd_sat"), count=300)
+    report.outcomes["pgd_sat"].broken[:] = report.correct  # everything falls
+    clean = int(report.correct.sum())
+    assert plain_words(report) == (
+        f"Of 300 images, {clean} are classified correctly as they are. Under the strongest attack that was run on them (PGD-SAT, "
+        "which may change every colour value by up to 3.1 % of its range), none still is."
+    )
+    report.predictions[report.labels == 4] = 5
+    assert plain_words(report).endswith(f"Never recognised, not even unattacked: {CLASSES[4]}.")
+    text = plain_words(sample_report(failed=True))
+    assert "classified correctly" in text and "strongest" not in text
+    assert plain_words(sample_report(attacks=(), columns={})) == ""
