@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +20,7 @@ from bmtard_hooks.options import option, read_number
 from bmtard_hooks.yaml_files import read_yaml
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PictureArguments:
     """How pictures become images of one shape."""
 
@@ -55,6 +54,7 @@ class DataArguments(PictureArguments):
         "that the data set has.",
     )
     validation_images: int = option(2000, "Training images held out to choose the best checkpoint.")
+    validation_split: str | None = option(None, "Split to choose the best checkpoint on, in place of images held out.")
     train_limit: int | None = option(None, "Use only the first training images, for a quick look.")
     test_limit: int | None = option(None, "Use only the first test images.")
 
@@ -68,6 +68,8 @@ class DataArguments(PictureArguments):
         with naming_data_set(self.dataset):
             rows = self._read("train_split", self.train_limit)
             test = self._read("test_split", self.test_limit)
+            if self.validation_split is not None:
+                return rows, self._read("validation_split", None), test
         if not 0 < self.validation_images < len(rows):
             raise ValueError(
                 f"--validation_images {self.validation_images} cannot be held out of {len(rows)} training images: pass a number "
@@ -78,9 +80,9 @@ class DataArguments(PictureArguments):
 
     def _read(self, which: str, limit: int | None) -> ImageTensors:
         split, *others = str(getattr(self, which)).split(",")
-        read = partial(load_images, self.dataset, limit=limit, **self.reading())
+        reading = {"limit": limit, **self.reading()}
         try:
-            return read(split)
+            return load_images(self.dataset, split, **reading)
         except ValueError as error:
             existing = splits_of(self.dataset)
             if split in existing:
@@ -91,7 +93,7 @@ class DataArguments(PictureArguments):
                     f"{self.dataset} has no split {' or '.join(map(repr, [split, *others]))}: pass --{which} with one of "
                     f"{', '.join(existing)}"
                 ) from error
-        return read(fitting[0])
+        return load_images(self.dataset, fitting[0], **reading)
 
 
 @contextmanager

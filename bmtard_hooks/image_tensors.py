@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,13 @@ from bmtard_hooks.decoding import (
     require_pixels,
     to_planes,
 )
+from bmtard_hooks.first_rows import absent_classes
+from bmtard_hooks.image_rows import ImageRows
 from bmtard_hooks.image_store import find_store, is_plain_table
 from bmtard_hooks.picture_rules import plain_picture
 from bmtard_hooks.row_numbers import FetchedRows, fetch_rows
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256
 """Rows that are decoded at a time."""
@@ -103,37 +108,6 @@ class ImageTensors(torch.utils.data.Dataset):
             raise ValueError(f"cannot hold out {held_out} of {len(self)} images")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[held_out:]), self.subset(order[:held_out])
-
-
-class ImageRows(Sequence[dict[str, Tensor]]):
-    """Rows that were gathered at once: a sequence of dictionaries for any collator, two tensors for one that knows.
-
-    Args:
-        images: ``(B, C, H, W)``.
-        labels: ``(B,)``.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-        self._rows: list[dict[str, Tensor]] | None = None
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nobody has seen a single row, and so could have changed it."""
-        return self._rows is None
-
-    def _each(self) -> list[dict[str, Tensor]]:
-        if self._rows is None:  # kept, because collators may change the rows that they get
-            pairs = zip(self.images, self.labels, strict=True)
-            self._rows = [{"pixel_values": image, "labels": label} for image, label in pairs]
-        return self._rows
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._each()[index]
 
 
 def load_images(
@@ -234,6 +208,9 @@ def as_image_tensors(
     labels = as_labels(given, FetchedRows(positions=range(count)))
     names = getattr((getattr(rows, "features", None) or {}).get(label_key), "names", None)
     check_labels(labels, names)
+    missing = absent_classes(labels, len(names)) if names and count < len(rows) else None
+    if missing is not None:
+        logger.warning("limit=%d: %s. Shuffle it beforehand, or leave the limit out", count, missing)
     split = getattr(rows, "split", None)
     return ImageTensors(images, torch.tensor(labels), names, None if split is None or callable(split) else str(split))
 

@@ -98,6 +98,17 @@ class PaperOptimization(Trainer):
         batches = whole(len(self.train_dataset) / images)
         return num_training_steps / max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
 
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse, because a search needs ``model_init``, and a student is checked together with its teachers.
+
+        Raises:
+            ValueError: always; it says what to do instead.
+        """
+        raise ValueError(
+            "hyperparameter_search is not supported, because it makes students without their teachers: make one BMTARDTrainer per "
+            "trial instead, for example in the objective of optuna's study.optimize, and return trainer.evaluate()['eval_w_robust']"
+        )
+
     def floating_point_ops(self, inputs: Any) -> int:
         """Count nothing: transformers' estimate is made for language models and is far off for convolutions."""
         return 0

@@ -68,7 +68,9 @@ class MethodOptions:
     lmtn_teacher_input: str = option("own", "LMTN: teachers see the student's 'own' images, or 'clean' ones always.")
     iad_variant: int = option(1, "IAD: 1 is built on ARD, 2 on AKD2 with a clean teacher too.")
     iad_temperature: float = option(1.0, "IAD: temperature of teacher and student.")
-    iad_alpha: float | None = option(None, "IAD, AdaIAD: weight of the robust teacher (None: 1, or 0.5 for variant 2).")
+    iad_alpha: float | None = option(
+        None, "IAD, AdaIAD: weight of the robust teacher (None: 1, or 0.5 for variant 2)."
+    )
     iad_clean_alpha: float = option(0.25, "IAD, variant 2: weight of the clean teacher.")
     iad_trust_power: float = option(0.1, "IAD, AdaIAD: power of the teacher's probability of the true class.")
     iad_begin: float | None = option(

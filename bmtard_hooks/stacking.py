@@ -18,7 +18,7 @@ from bmtard_hooks.decoding import (
     require_pixels,
     stack_images,
 )
-from bmtard_hooks.image_tensors import ImageRows
+from bmtard_hooks.image_rows import ImageRows
 from bmtard_hooks.row_numbers import row_name
 
 

@@ -130,6 +130,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         if window.position == 0:
             self._open(window, model)
         loss = super().training_step(model, window.batches[window.position], num_items_in_batch)
+        window.require_compared(type(self))
         window.position += 1
         if window.is_over:
             self.distillation.advance()
@@ -140,6 +141,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Add up the method's loss parts with the current weights."""
+        self._window.compared = True
         output = self.method.loss_parts(self._student(model), self.ask_teachers(), inputs, self.distillation)
         if not self._window.observed and not self._window.is_over:  # over: called by hand, not by a step
             self._observe([output])

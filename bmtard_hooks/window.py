@@ -20,6 +20,7 @@ class AccumulationWindow:
         self.batches = list(batches)
         self.position = 0
         self.observed = False
+        self.compared = False
         self.left_out = False
         self.zero_gradients: list[Tensor] = []
         self._answers: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
@@ -31,6 +32,21 @@ class AccumulationWindow:
     def is_over(self) -> bool:
         """Whether every micro-batch has been taken."""
         return self.position >= len(self.batches)
+
+    def require_compared(self, trainer: type) -> None:
+        """Refuse a step whose loss came from elsewhere, so that attacked images and teachers played no part in it.
+
+        Args:
+            trainer: whose ``compute_loss`` was asked.
+
+        Raises:
+            TypeError: if it did not ask ours.
+        """
+        if not self.compared:
+            raise TypeError(
+                f"compute_loss of {trainer.__name__} never asked that of BMTARDTrainer, so the step had neither attacked images nor "
+                "teachers: call super().compute_loss(…) and add to what it returns, or register a Method with losses of your own"
+            )
 
     def remember(self, teacher: str, pixels: Tensor, answer: Tensor) -> Tensor:
         """Keep a teacher's answer on images that will come by again, and return it.

@@ -181,6 +181,16 @@ def test_first_split_that_exists_is_read(two_splits):
     assert (len(train), len(validation), len(test), test.split_name) == (3, 2, 5, "validation")
 
 
+def test_a_split_for_choosing_takes_the_place_of_held_out_images(two_splits):
+    train, validation, _ = DataArguments(two_splits, test_split="validation", validation_split="validation").load()
+    assert (len(train), len(validation), validation.split_name) == (5, 5, "validation")
+
+
+def test_a_size_that_is_none_is_refused(two_splits):
+    with pytest.raises(ValueError, match="--image_size 0 is no side of a square"):
+        DataArguments(two_splits, image_size=0).load()
+
+
 def test_missing_split_names_the_option_and_the_splits(two_splits):
     with pytest.raises(ValueError, match=r"no split 'test': pass --test_split with one of train, validation"):
         DataArguments(two_splits).load()

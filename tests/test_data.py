@@ -8,6 +8,7 @@ from bmtard_hooks import PGDSettings
 from bmtard_hooks.attacks.pgd import draw_noise_by_image
 from bmtard_hooks.data import NumberedCollate, augment, class_count, is_map_style, numbered
 from bmtard_hooks.decoding import as_pixels
+from bmtard_hooks.first_rows import absent_classes
 from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors, load_images
 
 
@@ -164,6 +165,28 @@ def test_images_of_several_sizes_are_scaled_on_demand():
     with pytest.raises(ValueError, match="2 sizes.*image_size"):
         as_image_tensors(rows)
     assert as_image_tensors(rows, image_size=8).images.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "order, limit, warned",
+    [("sorted", 6, True), ("sorted", 13, False), ("sorted", 18, False), ("mixed", 6, False), ("mixed", 2, False)],
+)
+def test_first_rows_that_leave_classes_out_are_warned_about(order, limit, warned, caplog):
+    labels = [index // 6 if order == "sorted" else index % 3 for index in range(18)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    rows = {"image": [Image.new("RGB", (8, 8))] * 18, "label": labels}
+    as_image_tensors(datasets.Dataset.from_dict(rows, features=features), limit=limit)
+    assert ("sorted by class" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_random_first_rows_are_hardly_ever_warned_about(classes):
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, classes // 2, classes, 4 * classes):
+        drawn = torch.randint(0, classes, (200, count), generator=generator).tolist()
+        assert sum(absent_classes(labels, classes) is not None for labels in drawn) <= 4
+    for first in (classes // 2, max(1, classes // 10)):
+        assert absent_classes([index % first for index in range(10 * classes)], classes)
 
 
 def test_empty_and_unlabelled_data_is_refused():

@@ -32,6 +32,20 @@ def test_metrics_are_those_of_a_plain_loop(make_trainer):
     assert "| student |" in table and "PGD-5" in table and "n = 30 images" in table
 
 
+def test_predictions_are_those_of_the_clean_images_as_in_any_trainer(make_trainer):
+    data = tiny_data(30, seed=7)
+    trainer = make_trainer(tiny_net(0), eps=0.1, eval_attack_step_size=0.03, eval_attack_steps=5)
+    found = trainer.predict(data)
+    with torch.no_grad():
+        assert found.predictions == pytest.approx(tiny_net(0).eval()(data.images.float() / 255).numpy(), abs=1e-5)
+    clean = found.predictions.argmax(-1) == found.label_ids
+    robust = clean & (found.attacked_predictions.argmax(-1) == found.label_ids)
+    assert [clean.mean(), robust.mean()] == [found.metrics[f"test_{key}_accuracy"] for key in ("clean", "robust")]
+    predictions, labels, metrics = trainer.predict(data)
+    assert len(predictions) == len(labels) == 30 and "test_w_robust" in metrics
+    assert make_trainer(eval_attack=False).predict(data).attacked_predictions is None
+
+
 def test_result_does_not_depend_on_batch_size_and_repeats(make_trainer):
     data = tiny_data(30, seed=7)
     results = []
@@ -44,7 +58,7 @@ def test_result_does_not_depend_on_batch_size_and_repeats(make_trainer):
 def test_drop_last_of_the_training_loader_spares_the_evaluation(make_trainer):
     data = tiny_data(10, seed=7)
     trainer = make_trainer(eval_dataset=data, dataloader_drop_last=True, per_device_eval_batch_size=4)
-    assert trainer.predict(data).predictions[0].shape == (10, 4)
+    assert trainer.predict(data).predictions.shape == (10, 4)
     assert trainer.evaluate()["eval_clean_accuracy"] * 10 == pytest.approx(
         sum((tiny_net(0)(data.images.float() / 255).argmax(1) == data.labels).tolist())
     )
@@ -63,7 +77,7 @@ def test_evaluation_leaves_the_training_bit_identical(make_trainer):
 def test_verdict_is_float32_under_bf16_training(make_trainer):
     data = tiny_data(10, seed=7)
     trainer = make_trainer(tiny_net(0), bf16=True)
-    logits = trainer.predict(data).predictions[0]
+    logits = trainer.predict(data).predictions
     with torch.no_grad():
         expected = tiny_net(0).eval()(data.images.float() / 255)
     assert torch.equal(torch.from_numpy(logits), expected)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from bmtard_hooks import ImageTensors, PGDCollator
 from bmtard_hooks.data import NumberedCollate, numbered
-from bmtard_hooks.image_tensors import ImageRows
+from bmtard_hooks.image_rows import ImageRows
 
 SOME = [5, 0, 5, -2]
 

@@ -191,6 +191,23 @@ def test_another_radius_in_evaluation_is_warned_about(make_trainer, caplog):
     assert "evaluate() with" not in caplog.text
 
 
+def test_a_loss_that_ignores_attack_and_teachers_is_refused(tmp_path):
+    class Weighted(BMTARDTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return torch.nn.functional.cross_entropy(model(inputs["pixel_values"]), inputs["labels"])
+
+    class Adding(BMTARDTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) + 1.0
+
+    config = BMTARDConfig(output_dir=str(tmp_path), method="sat", steps=1, max_steps=1, save_strategy="no")
+    student = tiny_net(0)
+    with pytest.raises(TypeError, match=r"compute_loss of Weighted never asked that of BMTARDTrainer.*super\(\)"):
+        Weighted(student, config, train_dataset=tiny_data()).train()
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in tiny_net(0).state_dict().items())
+    Adding(tiny_net(0), config, train_dataset=tiny_data()).train()
+
+
 @pytest.mark.parametrize(
     "options, named",
     [

@@ -58,7 +58,7 @@ class PGDSettings:
     @property
     def falls_short(self) -> bool:
         """Whether all steps together are shorter than the radius, so that the ball's edge is out of reach of the image."""
-        return 0 < self.steps and self.steps * self.step_size < self.eps * (1 - 1e-6)
+        return self.steps > 0 and self.steps * self.step_size < self.eps * (1 - 1e-6)
 
     def replace(self, **changes: Any) -> PGDSettings:
         """Copy the settings with some of them changed; None leaves a value as it is."""

@@ -65,7 +65,10 @@ def evaluate(argv: Sequence[str]) -> str:
         dataset_name=f"{name_of(images.dataset)}, {images.split}",
         state_dir=directory / "state",
         device=options.device,
-        **{name: getattr(options, name) for name in ("eps", "norm", "mode", "batch_size", "seed", "clean_weight", "checks")},
+        **{
+            name: getattr(options, name)
+            for name in ("eps", "norm", "mode", "batch_size", "seed", "clean_weight", "checks")
+        },
         check_images=options.check_images,
     )
     if not processes().is_main_process:

@@ -23,6 +23,7 @@ from bmtard_hooks.evaluation.progress import EvaluationProgress
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.evaluation.settings import EvaluationSettings, make_settings
+from bmtard_hooks.first_rows import absent_classes
 from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors
 from bmtard_hooks.models.create import channels_of
 from bmtard_hooks.models.folding import FoldedClassifier
@@ -98,12 +99,20 @@ def evaluate_robustness(
         device=where,
     )
     report = _empty_report(runner, chosen, model_name or name, dataset_name)
-    report.warnings = [*warnings, *inspect_answers(runner), *plan.warnings]
+    report.warnings = [*warnings, *inspect_answers(runner), *plan.warnings, *_inspect_check_images(runner, chosen)]
     for warning in report.warnings:
         logger.warning(warning)
     _measure(runner, plan, report, chosen, progress)
     report.environment = describe_environment(runner, report, chosen, plan, began)
     return report
+
+
+def _inspect_check_images(runner: AttackRunner, chosen: EvaluationSettings) -> list[str]:
+    first = runner.labels[: chosen.check_images].tolist()
+    missing = (
+        absent_classes(first, runner.data.num_classes) if chosen.checks and len(first) < len(runner.labels) else None
+    )
+    return [] if missing is None else [f"{missing}, and the checks look at these alone: shuffle it for an evaluation."]
 
 
 def check_evaluation(

@@ -20,6 +20,7 @@ from bmtard_hooks.class_names import names_of_data, names_of_model, require_same
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import NumberedCollate, numbered
 from bmtard_hooks.distributed import broadcast_buffers
+from bmtard_hooks.evaluation.metrics import RobustPrediction
 from bmtard_hooks.events import FiresEvents
 from bmtard_hooks.frozen_forwards import FrozenForwards
 from bmtard_hooks.models.pixels import PixelClassifier
@@ -50,6 +51,15 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
         self._check_classes("test_dataset", test_dataset)
         with self._every_image():
             return super().get_test_dataloader(numbered(test_dataset))
+
+    def predict(self, *args: Any, **kwargs: Any) -> RobustPrediction:
+        """Classify images and measure what their labels allow. See ``Trainer.predict``.
+
+        Returns:
+            ``predictions`` are the logits of the clean images ``(N, C)``; those of the attacked ones are in
+            ``attacked_predictions``.
+        """
+        return RobustPrediction.divide(super().predict(*args, **kwargs))
 
     def _check_classes(self, role: str, rows: Any) -> None:
         column = getattr(self.data_collator, "label_column", None)

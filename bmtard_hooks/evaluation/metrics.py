@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from bmtard_hooks.functional import w_robust
 
@@ -50,6 +51,25 @@ def _require_finite(kind: str, logits: np.ndarray) -> None:
             f"the model answered {bad} of {len(logits)} {kind} images with logits that are NaN or infinite: expected finite "
             "ones. Check its weights, and, if only adversarial images are concerned, the gradient at its input"
         )
+
+
+class RobustPrediction(PredictionOutput):
+    """What ``predict`` returns: a ``PredictionOutput`` of the clean logits, which also has those of the attacked images.
+
+    Attributes:
+        attacked_predictions: ``(N, C)`` logits in the order of ``predictions``, or None without an attack.
+    """
+
+    attacked_predictions: np.ndarray | None = None
+
+    @classmethod
+    def divide(cls, output: PredictionOutput) -> RobustPrediction:
+        """Take what the evaluation loop returned, clean and attacked logits or clean ones alone, apart."""
+        logits: Any = output.predictions
+        clean, attacked = logits if isinstance(logits, tuple) else (logits, None)
+        divided = cls(clean, output.label_ids, output.metrics)
+        divided.attacked_predictions = attacked
+        return divided
 
 
 @dataclass(frozen=True)

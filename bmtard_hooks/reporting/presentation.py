@@ -112,7 +112,9 @@ def plain_words(report: RobustnessReport) -> str:
     told = f"Of {row.images:,} images, {clean:,} {'is' if clean == 1 else 'are'} classified correctly as they are."
     if clean and not report.failed_checks:
         norm, eps = report.ball(row.column) or (None, 0.0)
-        allowed = f", which may change every colour value by up to {100 * eps:.1f} % of its range" if norm == "linf" else ""
+        allowed = (
+            f", which may change every colour value by up to {100 * eps:.1f} % of its range" if norm == "linf" else ""
+        )
         left = f"{robust:,} still {'is' if robust == 1 else 'are'}" if robust else "none still is"
         told += f" Under the strongest attack that was run on them ({attack_name(row.column)}{allowed}), {left}."
     by_class = per_class_accuracy(report.labels, report.correct, report.num_classes)

@@ -18,6 +18,11 @@ def passing(**arguments):
     return do
 
 
+def searching(scene):
+    """Ask a Trainer for a search of hyperparameters."""
+    scene.trainer(method="sat").hyperparameter_search(n_trials=2)
+
+
 @table(
     Row(
         "args of a dict", passing(args={"eps": 1}), "args is a dict", "BMTARDConfig", "pass a BMTARDConfig", TypeError
@@ -34,6 +39,13 @@ def passing(**arguments):
         "callbacks of a class", passing(callbacks=[int]), "<class 'int'>", "TrainerCallback", "pass objects", TypeError
     ),
     Row("compute_metrics", passing(compute_metrics=5), "compute_metrics is 5", "EvalPrediction", "or None", TypeError),
+    Row(
+        "a search",
+        searching,
+        "hyperparameter_search is not supported",
+        "one BMTARDTrainer per trial",
+        "study.optimize",
+    ),
     Row("model_init", passing(model_init=tiny_net), "model_init", "model=…", "pass the student"),
     Row("a loss", passing(compute_loss_func=len), "compute_loss_func", "would replace", "register a Method"),
     Row(

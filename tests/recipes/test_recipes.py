@@ -6,9 +6,11 @@ import datasets
 import pytest
 import tiny_imagenet
 import train_teacher
+from PIL import Image
 from scenery import CONFIGS, LAYOUTS, save_teachers, write_dataset
 
 from bmtard_hooks import load_teacher
+from bmtard_hooks.models.create import channels_of
 
 FAST = [
     "--steps",
@@ -22,6 +24,15 @@ FAST = [
     "--disable_tqdm",
     "true",
 ]
+
+
+def write_pictures(directory):
+    """A folder of pictures of several sizes in two classes."""
+    for index in range(12):
+        path = directory / "train" / ("cat" if index % 2 else "dog") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + index, 30), (20 * index, 90, 9)).save(path)
+    return str(directory)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +78,17 @@ def test_other_data_sets_are_read_with_their_own_splits_and_labels(recipe, datas
     assert list(rows) == ["clean teacher", "robust teacher", "mtard"]
     assert load_teacher(str(tmp_path / "student")).num_classes == classes
     assert "n = 40 images" in capsys.readouterr().out
+
+
+def test_pictures_of_several_sizes_become_grey_squares_that_the_student_is_made_for(tmp_path):
+    directory = write_pictures(tmp_path / "pictures")
+    words = ["--dataset", directory, "--test_split", "train", "--validation_images", "4", *FAST, "--image_size", "16"]
+    train_teacher.main([*words, "--image_mode", "L", "--model", "resnet8_cifar", "--output_dir", str(tmp_path / "out"),
+                        "--method", "sat"])  # fmt: skip
+    teacher = load_teacher(str(tmp_path / "out"))
+    assert channels_of(teacher) == 1 and teacher.num_classes == 2
+    with pytest.raises(ValueError, match="sizes.*image_size"):
+        train_teacher.main([*words[:-2], "--output_dir", str(tmp_path / "other")])
 
 
 def test_checkpoint_without_its_architecture_is_refused(data_of, tmp_path):

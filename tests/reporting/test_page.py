@@ -101,7 +101,10 @@ def test_other_verdicts_have_their_words(failed, word, tmp_path):
     report.checks = [] if failed == "all" else report.checks
     for check in report.checks:
         object.__setattr__(check, "status", "fail" if check.id == failed else check.status)
-    assert f'<span class="word">{report.model}: {word}</span>' in write_page([report], tmp_path / "page.html", pictures=[]).read_text()
+    assert (
+        f'<span class="word">{report.model}: {word}</span>'
+        in write_page([report], tmp_path / "page.html", pictures=[]).read_text()
+    )
 
 
 def test_names_stay_text(tmp_path):

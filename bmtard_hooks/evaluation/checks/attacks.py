@@ -48,7 +48,7 @@ class TimedPGD(PGD):
 
     def __call__(self, target: Target, images: Tensor, labels: Tensor, draws: Draws) -> Found:
         """See ``Attack``."""
-        settings = self._search()
+        settings = self.search()
         noise = draws(lambda generator: draw_noise((1, *images.shape[1:]), settings, generator)[0], "start", 0)
         queries = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         broken = torch.zeros_like(queries, dtype=torch.bool)
