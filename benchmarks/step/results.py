@@ -178,7 +178,7 @@ def markdown_table(runs: Sequence[Mapping[str, Any]]) -> str:
         Markdown; what was not measured is a dash.
     """
     head = (
-        "student", "teachers", "batch", "device", "plain s/step", "default", "fast", "attack vs torchattacks",
+        "student", "teachers", "batch", "device", "plain s/step", "default", "best extra", "attack vs torchattacks",
         "of the limit", "peak memory vs plain",
     )  # fmt: skip
     lines = [head, ("---",) * 4 + ("---:",) * 6, *map(_table_row, runs)]
