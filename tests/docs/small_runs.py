@@ -78,6 +78,9 @@ def make_place(world, directory):
         (directory / name).symlink_to(ROOT / name)
     (directory / "photos").symlink_to(world / "photos")
     shutil.copytree(world / "outputs", directory / "outputs")
+    for role in ("clean", "robust"):
+        for data in ("100", "_tiny"):
+            (directory / "outputs" / f"{role}{data}").symlink_to(directory / "outputs" / role)
     (directory / "path" / "to").mkdir(parents=True)
     for role in ("clean", "robust"):
         (directory / "path" / "to" / role).symlink_to(world / "outputs" / role)
