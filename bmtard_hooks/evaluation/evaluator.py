@@ -112,7 +112,7 @@ def _inspect_check_images(runner: AttackRunner, chosen: EvaluationSettings) -> l
     missing = (
         absent_classes(first, runner.data.num_classes) if chosen.checks and len(first) < len(runner.labels) else None
     )
-    return [] if missing is None else [f"{missing}, and the checks look at these alone: shuffle it for an evaluation."]
+    return [] if missing is None else [f"{missing}, and the checks look at these alone: shuffle the data set"]
 
 
 def check_evaluation(
