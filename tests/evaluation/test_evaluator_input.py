@@ -97,3 +97,13 @@ def test_probabilities_in_place_of_logits_are_reported(scene):
     net, data = scene
     report = evaluate_robustness(nn.Sequential(net, nn.Softmax(dim=1)).eval(), data, "fgsm", **short())
     assert any("probabilities" in warning for warning in report.warnings)
+
+
+def test_check_images_of_few_classes_are_warned_about(scene):
+    net, data = scene
+    ordered = data.subset(data.labels.argsort())
+    first = len(data) // 6
+    sorted_report = evaluate_robustness(net, ordered, "fgsm", **short(checks=True, check_images=first))
+    assert any(f"the first {first} rows hold 1 of 4 classes" in warning for warning in sorted_report.warnings)
+    mixed = evaluate_robustness(net, data, "fgsm", **short(checks=True, check_images=first))
+    assert not any("sorted by class" in warning for warning in mixed.warnings)
