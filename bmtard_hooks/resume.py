@@ -13,6 +13,7 @@ import torch
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.callbacks.weight_averaging import WeightAveraging
 from bmtard_hooks.checkpoint_folders import best_of
+from bmtard_hooks.checkpoint_weights import ReadsWholeWeights
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.continuity import GoesOn
 from bmtard_hooks.distributed import broadcast_buffers
@@ -23,7 +24,7 @@ from bmtard_hooks.state import DistillationState, load_state, load_tensors, save
 VERSION = 1
 
 
-class KeepsDistillationState(GoesOn):
+class KeepsDistillationState(ReadsWholeWeights, GoesOn):
     """Writes ``distillation_state.json`` into every checkpoint and reads it back.
 
     Transformers' own way of saving callbacks is off by default and builds new objects on resume, so the handles that a
