@@ -23,7 +23,8 @@ class PixelClassifier(nn.Module):
 
     Args:
         backbone: a transformers image classifier, a timm model or any module from images to logits.
-        mean: one number per channel, or None for a backbone that takes pixels as they are.
+        mean: one number per channel; None for what this library recorded in the backbone's config, and without a record
+            for a backbone that takes pixels as they are. ``[0] * C`` with a std of ``[1] * C`` never normalises.
         std: one positive number per channel, or None.
         record: note the normalisation in a transformers backbone's config, so that a saved directory remembers it.
 
@@ -55,6 +56,8 @@ class PixelClassifier(nn.Module):
         self.register_buffer("std", None, persistent=False)
         if (mean is None) != (std is None):
             raise ValueError(f"mean={mean} and std={std}: pass both or neither")
+        if mean is None:
+            mean, std = recorded_normalisation(backbone) or (None, None)
         if mean is not None and std is not None:
             self._set_normalisation(mean, std)
             if record:
@@ -168,14 +171,21 @@ def find_normalisation(backbone: nn.Module, processor: Any = None) -> Normalisat
     """
     if (stated := normalisation_of(processor)) is not None:
         return stated
+    if (recorded := recorded_normalisation(backbone)) is not None:
+        return recorded
     config = getattr(backbone, "config", None)
-    if config is not None and getattr(config, "pixel_mean", None) is not None:
-        return config.pixel_mean, config.pixel_std
     for source in (config, backbone, getattr(backbone, "timm_model", None)):
         pretrained = getattr(source, "pretrained_cfg", None)
         if pretrained and pretrained.get("mean") is not None:
             return pretrained["mean"], pretrained["std"]
     return None
+
+
+def recorded_normalisation(backbone: nn.Module) -> Normalisation | None:
+    """Read the mean and std that a ``PixelClassifier`` recorded in a backbone's config; None without a record."""
+    config = getattr(backbone, "config", None)
+    mean, std = (getattr(config, name, None) for name in ("pixel_mean", "pixel_std"))
+    return None if mean is None or std is None else (mean, std)
 
 
 def timm_pretrained_cfg(wrapper: nn.Module, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:

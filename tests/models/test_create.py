@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_net
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from bmtard_hooks import create_model, load_teacher
 from bmtard_hooks.models.checkpoints import read_state_dict
@@ -82,6 +82,25 @@ def test_saved_directory_keeps_its_normalisation(tmp_path):
     torch.testing.assert_close(logits(create_model(str(tmp_path))), logits(model))
     with pytest.raises(ValueError, match="has 5 classes, but num_classes=6 was asked for"):
         create_model(str(tmp_path), 6)
+
+
+def test_recorded_normalisation_is_used_unless_another_is_passed(tmp_path):
+    model = PixelClassifier(vit(), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
+    model.backbone.save_pretrained(tmp_path)
+
+    def load():
+        return AutoModelForImageClassification.from_pretrained(tmp_path)
+
+    torch.testing.assert_close(logits(PixelClassifier(load())), logits(model))
+    bare = PixelClassifier(load(), mean=[0, 0, 0], std=[1, 1, 1])
+    torch.testing.assert_close(logits(bare), vit_logits(model.backbone, IMAGES))
+    other = PixelClassifier(load(), mean=[0.5] * 3, std=[0.5] * 3)
+    torch.testing.assert_close(logits(other), vit_logits(model.backbone, (IMAGES - 0.5) / 0.5))
+
+
+def vit_logits(model, images):
+    with torch.no_grad():
+        return model.eval()(images).logits
 
 
 class Wrapped(dict):
