@@ -99,7 +99,7 @@ class FoldedClassifier(nn.Module):
         return None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Classify pixels ``(B, C, H, W)`` in [0, 1]; returns logits ``(B, K)``, never in half precision."""
+        """Classify pixels as the classifier does; returns logits ``(B, K)``, never in half precision."""
         if pixels.ndim == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return self.normalisation.logits(self.module, pixels)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.models.processors import normalisation_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class PixelClassifier(nn.Module):
         record: note the normalisation in a transformers backbone's config, so that a saved directory remembers it.
 
     Shape:
-        Input ``(B, C, H, W)`` in [0, 1]; output ``(B, K)`` logits, never in half precision.
+        Input ``(B, C, H, W)``, floats in [0, 1] or uint8; output ``(B, K)`` logits, never in half precision.
 
     Raises:
         ValueError: if only one of ``mean`` and ``std`` is given, their lengths differ or a std is not positive.
@@ -94,7 +95,14 @@ class PixelClassifier(nn.Module):
         return num_classes_of(self.backbone)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Apply the backbone's normalisation to pixels ``(B, C, H, W)`` in [0, 1]."""
+        """Apply the backbone's normalisation to pixels ``(B, C, H, W)``, floats in [0, 1] or uint8.
+
+        Raises:
+            TypeError: for other whole numbers, of which nobody knows the range.
+        """
+        pixels = as_pixels(pixels)
+        if not pixels.is_floating_point():
+            raise TypeError(f"the pixels are {pixels.dtype}: pass uint8 (0 to 255) or floats in [0, 1]")
         if self.mean is None or self.std is None:
             return pixels
         mean, std = (values.to(device=pixels.device, dtype=pixels.dtype) for values in (self.mean, self.std))
@@ -108,7 +116,7 @@ class PixelClassifier(nn.Module):
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Classify pixels ``(B, C, H, W)`` in [0, 1]; returns logits ``(B, K)``."""
+        """Classify pixels ``(B, C, H, W)``, floats in [0, 1] or uint8; returns logits ``(B, K)``."""
         return self.logits(self.backbone, pixels)
 
     def freeze(self) -> PixelClassifier:

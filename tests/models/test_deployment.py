@@ -1,0 +1,46 @@
+"""Bytes as pixels, and what serves a finished network: traced, exported, compiled, quantised."""
+
+import pytest
+import torch
+from torch import nn
+
+from bmtard_hooks import PixelClassifier, create_model
+from bmtard_hooks.models.folding import FoldedClassifier
+
+BYTES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PIXELS = BYTES / 255
+NORMALISATIONS = {"none": {}, "own": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
+
+
+def network(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return create_model("resnet8_cifar", 4, **options).eval()
+
+
+@pytest.mark.parametrize("options", NORMALISATIONS.values(), ids=NORMALISATIONS)
+@torch.no_grad()
+def test_bytes_are_pixels_for_a_classifier_and_for_its_folded_copy(options):
+    model = network(**options)
+    expected = model(PIXELS)
+    torch.testing.assert_close(model(BYTES), expected)
+    torch.testing.assert_close(FoldedClassifier(model)(BYTES), expected)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(BYTES), expected)
+
+
+def test_whole_numbers_of_unknown_range_are_refused():
+    with pytest.raises(TypeError, match=r"torch.int64: pass uint8 \(0 to 255\) or floats"):
+        PixelClassifier(nn.Flatten())(BYTES.long())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch.jit, in newer releases
+@pytest.mark.parametrize("images", [PIXELS, BYTES], ids=["floats", "bytes"])
+@torch.no_grad()
+def test_traced_and_exported_classifiers_answer_alike(images):
+    model = network(**NORMALISATIONS["own"])
+    traced = torch.jit.trace(model, images[:1])
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(model, (images[:2],), dynamic_shapes=({0: batch},)).module()
+    for serving in (traced, exported):
+        for count in (1, 3):
+            torch.testing.assert_close(serving(images[:count]), model(PIXELS[:count]))
