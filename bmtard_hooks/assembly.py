@@ -19,6 +19,7 @@ from bmtard_hooks.data import class_count
 from bmtard_hooks.methods import Method
 from bmtard_hooks.models.create import as_student, is_hub_id
 from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.precision import require_float32
 from bmtard_hooks.models.teachers import as_teacher
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def choose_teachers(
         Role to frozen teacher, in the method's order.
 
     Raises:
-        ValueError: if one is missing, cannot be loaded, or is the student itself.
+        ValueError: if one is missing, cannot be loaded, is the student itself, or is to be trained in half precision.
         TypeError: if one is neither a module nor a name.
     """
     missing = [name for name in method.teachers if given.get(name) is None]
@@ -117,6 +118,7 @@ def choose_teachers(
             roles[name] = as_teacher(teacher)  # type: ignore[arg-type]
     for name in method.trained_teachers:
         roles[name] = copy.deepcopy(roles[name]).requires_grad_(True)  # what the user passed stays as it is
+        require_float32(f"{name} teacher, which is trained too,", roles[name])
         roles[name].frozen = False
     return roles
 

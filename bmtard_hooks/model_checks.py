@@ -12,6 +12,7 @@ from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.distributed import is_sharded
 from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.precision import not_float32
 from bmtard_hooks.models.teachers import try_classifier
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ def _answers(role: str, model: PixelClassifier, pixels: Tensor) -> Tensor:
     try:
         try_classifier(role, model, pixels)
     except ValueError as error:
-        others = {str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+        others = not_float32(model)
         if not others:
             raise
         raise ValueError(
-            f"the {role} has {', '.join(sorted(others))} weights and takes no float32 pixels: pass model.float(); bf16=True "
+            f"the {role} has {others} weights and takes no float32 pixels: pass model.float(); bf16=True "
             f"computes in half precision where it is safe ({error})"
         ) from error
     finally:

@@ -16,7 +16,7 @@ from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.create import as_classifier
 from bmtard_hooks.models.pixels import PixelClassifier, logits_of
-from bmtard_hooks.models.precision import full_precision
+from bmtard_hooks.models.precision import full_precision, not_float32
 from bmtard_hooks.models.teachers import as_teacher, try_classifier
 
 LOOKED_AT = 512
@@ -69,11 +69,9 @@ def load_classifier(role: str, model: Any) -> tuple[PixelClassifier, str, list[s
         raise TypeError(f"the {role} is {type(model).__name__}: expected a module, a name, or a function of pixels")
     module = model if isinstance(model, nn.Module) else FunctionClassifier(model)
     classifier = as_classifier(module, record=False)
-    others = {str(p.dtype) for p in classifier.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    others = not_float32(classifier)
     if others:
-        raise ValueError(
-            f"the {role} has {', '.join(sorted(others))} weights: evaluate in float32, pass model.float()"
-        )
+        raise ValueError(f"the {role} has {others} weights: evaluate in float32, pass model.float()")
     network = classifier.backbone
     known = getattr(getattr(network, "config", None), "architecture", None)
     name = known or getattr(model, "__name__", None) or type(network).__name__

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
@@ -21,6 +22,7 @@ from bmtard_hooks.models.architectures import (
 from bmtard_hooks.models.checkpoints import code_refusal, load_weights, names_code, why_not_finite
 from bmtard_hooks.models.image_sizes import as_sides, explain_network, first_line, try_size
 from bmtard_hooks.models.pixels import PixelClassifier, answer_once, find_normalisation
+from bmtard_hooks.models.precision import require_float32
 from bmtard_hooks.models.processors import normalisation_of
 from bmtard_hooks.models.untrusted_files import check_saved_directory
 from bmtard_hooks.state import averages_weights
@@ -62,7 +64,8 @@ def create_model(
         **model_args: passed to ``timm.create_model`` (``drop_path_rate=0.1``, ``in_chans=1``, ``patch_size=4`` …).
 
     Returns:
-        A ``PixelClassifier`` around a transformers image classifier, so saving and the hub work as usual.
+        A ``PixelClassifier`` around a transformers image classifier, so saving and the hub work as usual. Its weights are
+        float32, whatever the files have.
 
     Raises:
         ValueError: for an unknown name or argument (with the nearest ones), an image size that the model cannot take
@@ -124,7 +127,11 @@ def _read_saved(name: str, trust_remote_code: bool) -> PreTrainedModel:
         check_architecture(config.architecture)
     try:
         backbone, loaded = AutoModelForImageClassification.from_pretrained(
-            name, config=config, trust_remote_code=trust_remote_code, output_loading_info=True
+            name,
+            config=config,
+            dtype=torch.float32,  # else it is what the files have: all that is trained and judged here is float32
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except pickle.UnpicklingError as error:
         what = f"the pytorch_model.bin of {name}"
@@ -258,7 +265,7 @@ def as_student(model: str | nn.Module, num_classes: int | None = None, processor
         processor: image processor with the model's normalisation.
 
     Raises:
-        ValueError: if the student is a frozen teacher or has nothing to train.
+        ValueError: if the student is a frozen teacher, has nothing to train, or weights that are not float32.
     """
     if isinstance(model, str):
         return create_model(model, num_classes)
@@ -271,6 +278,7 @@ def as_student(model: str | nn.Module, num_classes: int | None = None, processor
     student = as_classifier(model, processor)
     if student.frozen or not any(parameter.requires_grad for parameter in student.parameters()):
         raise ValueError("the student has no parameter to train: it is frozen, or was it passed as a teacher?")
+    require_float32("student", student)
     return student
 
 

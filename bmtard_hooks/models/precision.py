@@ -9,6 +9,36 @@ import torch
 from torch import nn
 
 
+def not_float32(module: nn.Module, *, trained: bool = False) -> str:
+    """Name the types of a module's weights that are floats of another kind than float32; empty if there are none.
+
+    Args:
+        module: any module.
+        trained: look only at weights that need a gradient.
+    """
+    weights = [weight for weight in module.parameters() if weight.requires_grad or not trained]
+    others = {str(weight.dtype) for weight in weights if weight.is_floating_point() and weight.dtype != torch.float32}
+    return ", ".join(sorted(others))
+
+
+def require_float32(role: str, network: nn.Module) -> None:
+    """Refuse to train in half precision, in which most steps are too small to move a weight.
+
+    Args:
+        role: what it is called in messages, for example ``student``.
+        network: about to be trained.
+
+    Raises:
+        ValueError: naming the types of trained weights that are not float32.
+    """
+    others = not_float32(network, trained=True)
+    if others:
+        raise ValueError(
+            f"the {role} has {others} weights: weights that are trained must be float32, pass model.float(). bf16=True of the "
+            "config computes in half precision where it is safe"
+        )
+
+
 @contextmanager
 def full_precision(module: nn.Module) -> Iterator[None]:
     """Run a module without the mixed precision that Accelerate put around its forward.

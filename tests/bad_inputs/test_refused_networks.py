@@ -8,6 +8,7 @@ import torch
 from conftest import TinyNet, sharp_net, tiny_data, tiny_net
 from refusing import Row, refused, table
 from small_world import Answering, NormOfOne
+from transformers import ViTConfig, ViTForImageClassification
 
 from bmtard_hooks import BMTARDTrainer
 from bmtard_hooks.batch_statistics import batch_norms
@@ -29,6 +30,14 @@ def bare(name, model, received, allowed, fix, error=TypeError):
     return Row(f"student {name}", do, received, allowed, fix, error)
 
 
+def small_vit():
+    """A network that takes float32 pixels whatever its weights are."""
+    return ViTForImageClassification(
+        ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8,
+                  patch_size=4, num_labels=4)
+    )  # fmt: skip
+
+
 def teacher(name, make, received, allowed, fix, error=ValueError):
     """A row with a bad clean teacher."""
 
@@ -41,6 +50,7 @@ def teacher(name, make, received, allowed, fix, error=ValueError):
 
 LOGITS, HOW = "expected logits, floats of shape (2, classes)", "Return the last layer's output"
 FLOWS, REMOVE = "expected a differentiable forward", "Remove detach()"
+BE_FLOAT32 = "weights that are trained must be float32"
 MODULE = "pass a torch.nn.Module from pixels to logits"
 LOAD, UNSET = "neither from a directory here nor as a hub id", "unset HF_HUB_OFFLINE"
 
@@ -87,10 +97,9 @@ LOAD, UNSET = "neither from a directory here nor as a hub id", "unset HF_HUB_OFF
         lambda: Answering(lambda y: y, lambda x: x.detach()),
         *("no gradient with respect to the pixels", FLOWS, REMOVE),
     ),
-    student(
-        "in half precision", lambda: tiny_net(0).half(), "torch.float16 weights", "float32 pixels", "model.float()"
-    ),
-    student("in double precision", lambda: tiny_net(0).double(), "torch.float64", "float32 pixels", "model.float()"),
+    student("in half precision", lambda: tiny_net(0).half(), "torch.float16 weights", BE_FLOAT32, "model.float()"),
+    student("in bfloat16", lambda: small_vit().bfloat16(), "torch.bfloat16 weights", BE_FLOAT32, "bf16=True"),
+    student("in double precision", lambda: tiny_net(0).double(), "torch.float64", BE_FLOAT32, "model.float()"),
     student(
         "of one channel", lambda: tiny_net(0, channels=1), "images of shape (3, 8, 8)", "to have 1 channel", "channels"
     ),
@@ -161,6 +170,11 @@ DROP = "pass dataloader_drop_last=True"
 )
 def test_batches_that_the_student_cannot_take_are_refused(row, request):
     refused(row, request)
+
+
+def test_teacher_that_is_trained_in_half_precision_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="robust teacher, which is trained too, has torch.bfloat16 weights"):
+        make_trainer(method="ciard", robust_teacher=small_vit().bfloat16())
 
 
 def test_student_is_as_it_was_after_a_refusal(make_trainer):

@@ -98,6 +98,16 @@ def test_recorded_normalisation_is_used_unless_another_is_passed(tmp_path):
     torch.testing.assert_close(logits(other), vit_logits(model.backbone, (IMAGES - 0.5) / 0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_saved_weights_are_loaded_as_float32_whatever_the_files_have(tmp_path, dtype):
+    for name, model in (("vit", vit()), ("timm", create_model("resnet8_cifar", 5).backbone)):
+        model.to(dtype).save_pretrained(tmp_path / name)
+        loaded = create_model(str(tmp_path / name))
+        torch.testing.assert_close(logits(loaded), logits(PixelClassifier(model.float())))
+        for classifier in (loaded, load_teacher(str(tmp_path / name))):
+            assert {weight.dtype for weight in classifier.parameters()} == {torch.float32}
+
+
 def vit_logits(model, images):
     with torch.no_grad():
         return model.eval()(images).logits
