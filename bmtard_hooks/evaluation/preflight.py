@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ LOOKED_AT = 512
 
 SUSPICIOUS_GAIN = 0.1
 """Clean accuracy that another normalisation must add before it is called the likely cause."""
+
+STANDARD_ERRORS = 3
+"""The same, in standard errors of the gain if both were equally good; needs nine images at least."""
 
 WITHOUT = "none"
 USUAL_NORMALISATIONS = {
@@ -124,7 +128,9 @@ def inspect_answers(runner: AttackRunner) -> list[str]:
             "through a saturated softmax vanish"
         )
     accuracy = float(runner.correct.mean())
-    better = _better_normalisation(runner) if accuracy < 0.9 else None
+    # what a saved network recorded is what it was trained with
+    doubtful = accuracy < 0.9 and not runner.model.remembered
+    better = _better_normalisation(runner) if doubtful else None
     if better is not None:
         warnings.append(better)
     elif accuracy <= 1.5 / runner.num_classes:
@@ -144,34 +150,43 @@ def gives_probabilities(logits: np.ndarray) -> bool:
 def _better_normalisation(runner: AttackRunner) -> str | None:
     """Try other normalisations on the first images; the answer is a warning if one of them is much better."""
     indices = np.arange(min(LOOKED_AT, len(runner.labels)))
-    now = float(runner.correct[indices].mean())
+    now = runner.correct[indices]
     channels = runner.data.images.shape[1]
     trials = {WITHOUT: ([0.0] * channels, [1.0] * channels)} if runner.model.mean is not None else {}
     if channels == 3:
         trials.update(USUAL_NORMALISATIONS)
-    scores = {name: _accuracy(runner, indices, mean, std) for name, (mean, std) in trials.items()}
-    best = max(scores, key=lambda name: scores[name], default=None)
-    if best is None or scores[best] < now + SUSPICIOUS_GAIN:
+    correct = {name: _correct(runner, indices, mean, std) for name, (mean, std) in trials.items()}
+    best = max(correct, key=lambda name: int(correct[name].sum()), default=None)
+    if best is None or not _is_better(correct[best], now):
         return None
-    seen = f"clean accuracy on the first {len(indices)} images is {now:.1%} as given"
+    seen, then = (
+        f"clean accuracy on the first {len(indices)} images is {now.mean():.1%} as given",
+        correct[best].mean(),
+    )
     if best == WITHOUT:
         return (
-            f"{seen}, but {scores[best]:.1%} without the normalisation in front: the network seems to normalise by itself, so "
+            f"{seen}, but {then:.1%} without the normalisation in front: the network seems to normalise by itself, so "
             "its input is normalised twice. Load it with mean=[0, 0, 0], std=[1, 1, 1]"
         )
     return (
-        f"{seen}, but {scores[best]:.1%} with {best}: the network seems to expect normalised images. Pass mean= and std= to "
+        f"{seen}, but {then:.1%} with {best}: the network seems to expect normalised images. Pass mean= and std= to "
         "create_model, or wrap it: PixelClassifier(network, mean, std)"
     )
 
 
-def _accuracy(runner: AttackRunner, indices: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> float:
+def _is_better(then: np.ndarray, now: np.ndarray) -> bool:
+    """Tell whether outcomes ``(N,)`` are better than others on the same images, by more than chance gives."""
+    gain, differing = int(then.sum()) - int(now.sum()), int((then != now).sum())
+    return gain >= SUSPICIOUS_GAIN * len(now) and gain > 0 and gain >= STANDARD_ERRORS * math.sqrt(differing)
+
+
+def _correct(runner: AttackRunner, indices: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     backbone, device = runner.model.backbone, runner.device
     shift, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
-    correct = 0
+    correct = []
     with attack_mode(backbone), torch.no_grad(), full_precision(backbone):
         for start in range(0, len(indices), runner.batch_size):
             chosen = indices[start : start + runner.batch_size]
             logits = logits_of(backbone((runner.pixels(chosen) - shift) / scale))
-            correct += int((logits.argmax(dim=1) == runner.labels_of(chosen)).sum())
-    return correct / len(indices)
+            correct.append((logits.argmax(dim=1) == runner.labels_of(chosen)).cpu().numpy())
+    return np.concatenate(correct)

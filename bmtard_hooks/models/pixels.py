@@ -24,10 +24,13 @@ class PixelClassifier(nn.Module):
 
     Args:
         backbone: a transformers image classifier, a timm model or any module from images to logits.
-        mean: one number per channel; None for what this library recorded in the backbone's config, and without a record
-            for a backbone that takes pixels as they are. ``[0] * C`` with a std of ``[1] * C`` never normalises.
+        mean: one number per channel; None for what this library recorded in the backbone's config, and without a
+            record for a backbone that takes pixels as they are. Zeros, with a std of ones, never normalise.
         std: one positive number per channel, or None.
         record: note the normalisation in a transformers backbone's config, so that a saved directory remembers it.
+
+    Attributes:
+        remembered: the normalisation is the one that was in the backbone's config already, so nobody guessed it here.
 
     Shape:
         Input ``(B, C, H, W)``, floats in [0, 1] or uint8; output ``(B, K)`` logits, never in half precision.
@@ -57,8 +60,10 @@ class PixelClassifier(nn.Module):
         self.register_buffer("std", None, persistent=False)
         if (mean is None) != (std is None):
             raise ValueError(f"mean={mean} and std={std}: pass both or neither")
+        recorded = recorded_normalisation(backbone)
         if mean is None:
-            mean, std = recorded_normalisation(backbone) or (None, None)
+            mean, std = recorded or (None, None)
+        self.remembered = recorded is not None and (list(mean or ()), list(std or ())) == tuple(map(list, recorded))
         if mean is not None and std is not None:
             self._set_normalisation(mean, std)
             if record:

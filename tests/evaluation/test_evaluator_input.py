@@ -1,4 +1,6 @@
+import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,7 +77,7 @@ class Normalising(nn.Module):
 
 
 def test_a_normalisation_too_many_or_too_few_is_named_as_the_likely_cause(scene, caplog):
-    net, data = scene
+    net, data = scene[0], tiny_data(80, seed=3)
     inner = Normalising(net).eval()
     with torch.no_grad():
         labels = inner(data.pixels(slice(None))).argmax(1)
@@ -91,6 +93,27 @@ def test_a_normalisation_too_many_or_too_few_is_named_as_the_likely_cause(scene,
         data = ImageTensors(data.images, net(bare).argmax(1))
     report = evaluate_robustness(net, data, "fgsm", **short())
     assert any("with mean and std of 0.5: the network seems to expect" in warning for warning in report.warnings)
+
+
+def test_a_few_images_or_a_recorded_normalisation_give_no_advice(scene):
+    net, data = scene
+    with torch.no_grad():
+        best = net((data.pixels(slice(None)) - 0.5) / 0.5).argmax(1)
+    data = ImageTensors(data.images, best)
+
+    def advice(model, images):
+        report = evaluate_robustness(model, images, "fgsm", **short())
+        return [warning for warning in report.warnings if "Pass mean= and std=" in warning]
+
+    assert advice(net, data)
+    wrong = (net(data.pixels(slice(None))).argmax(1) != best).nonzero().flatten().tolist()
+    assert not advice(net, data.subset(wrong[:8]))  # all of them would be right, and yet it may be chance
+    assert advice(net, data.subset(wrong[:9]))
+
+    net = copy.deepcopy(net)
+    net.config = SimpleNamespace()  # as networks of transformers have one
+    assert advice(PixelClassifier(net, [0] * 3, [1] * 3), data)  # which somebody said just now
+    assert not advice(PixelClassifier(net), data)  # recorded by the line above
 
 
 def test_probabilities_in_place_of_logits_are_reported(scene):

@@ -92,6 +92,8 @@ def test_recorded_normalisation_is_used_unless_another_is_passed(tmp_path):
         return AutoModelForImageClassification.from_pretrained(tmp_path)
 
     torch.testing.assert_close(logits(PixelClassifier(load())), logits(model))
+    assert create_model(str(tmp_path)).remembered and PixelClassifier(load()).remembered
+    assert not model.remembered and not create_model("resnet8_cifar", 5).remembered
     bare = PixelClassifier(load(), mean=[0, 0, 0], std=[1, 1, 1])
     torch.testing.assert_close(logits(bare), vit_logits(model.backbone, IMAGES))
     other = PixelClassifier(load(), mean=[0.5] * 3, std=[0.5] * 3)
