@@ -68,6 +68,11 @@ class GoesOn(FiresEvents):
         ends = self.control.should_epoch_stop or self.control.should_training_stop
         return ends or abs(epoch - round(epoch)) < 1e-6 or self.state.global_step >= self.state.max_steps
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        callbacks = self.callback_handler.callbacks  # all of them: transformers has restored its own by now
+        callbacks.sort(key=lambda callback: isinstance(callback, GoesOnCallback))
+
     def _go_on(self) -> None:
         """Take over the record of the checkpoint, and make up for what the killed run did not come to."""
         record, self._resumed = self._resumed, None
@@ -195,6 +200,9 @@ def finite_or_none(value: Any) -> float | None:
 
 class GoesOnCallback(TrainerCallback):
     """Tells a Trainer when training begins, after everybody else knows, and when an epoch is over.
+
+    It catches up with evaluations and ends of epochs, for which other callbacks must be ready. So a run that is resumed moves it
+    to the end of the list, whenever the others were added.
 
     Args:
         trainer: whose run is kept exact.

@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import tiny_data, tiny_net
 from PIL import Image
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from bmtard_hooks import ImageTensors, PGDCollator, RobustEvaluation
+from bmtard_hooks.callbacks import robust_evaluation
 from bmtard_hooks.reporting.report_file import load_report
+from bmtard_hooks.stopping import StoppedBySignal
 
 
 def add(trainer, *args, **kwargs):
@@ -61,6 +63,51 @@ def test_a_resumed_run_goes_on_comparing_with_the_best_so_far(make_trainer, monk
     best = max(entry["robust_eval/fgsm_w_robust"] for entry in [*logged(first), *logged(again)])
     assert load_report(path).row("fgsm").w_robust == pytest.approx(best)
     assert follower._best == pytest.approx(best) and step in (4, 8)
+
+
+class Killed(TrainerCallback):
+    """Ends its run when the checkpoint of a step is written."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise KeyboardInterrupt
+
+
+class AsksToStop(TrainerCallback):
+    """Asks its Trainer to stop in a step."""
+
+    trainer = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            self.trainer.request_stop()
+
+
+@pytest.mark.parametrize("ending", [Killed, AsksToStop], ids=["killed", "stopped"])
+def test_best_model_of_a_run_that_ended_before_an_evaluation_is_not_replaced_by_a_worse_one(
+    make_trainer, monkeypatch, ending
+):
+    def trainer(*callbacks):
+        made = make_trainer(
+            method="sat", num_train_epochs=3, save_strategy="steps", save_steps=4, callbacks=list(callbacks)
+        )
+        worth = {4: 0.9, 8: 0.5, 12: 0.6}
+
+        def of_step(report):
+            return worth[report.environment.get("step", made.state.global_step)]
+
+        monkeypatch.setattr(robust_evaluation, "_w_robust", of_step)
+        return made, add(made, tiny_data(12, seed=9), "fgsm")
+
+    end = ending()
+    ended, callback = trainer(end)
+    end.trainer = ended
+    with pytest.raises((KeyboardInterrupt, StoppedBySignal)):
+        ended.train()
+    resumed, follower = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert load_report(callback.directory / "report.json").environment["step"] == 4 and follower._best == 0.9
+    assert [entry["step"] for entry in logged(resumed)] == [4, 8, 12]
 
 
 def test_it_works_with_a_plain_trainer(tmp_path):

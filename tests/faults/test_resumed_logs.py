@@ -112,3 +112,58 @@ def test_evaluation_that_a_stop_left_out_is_made_when_the_run_goes_on(make_train
         assert resumed.state.best_global_step == straight.state.best_global_step
         for left, right in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
             assert torch.equal(left, right)
+
+
+class Hears(TrainerCallback):
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.told.append(("train begins", state.global_step))
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.told.append(("epoch begins", state.global_step))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.told.append(("epoch ends", state.global_step))
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.told.append(("evaluated", state.global_step))
+
+
+class Killed(TrainerCallback):
+    """Ends its run when the checkpoint of a step is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ending", [Killed, AsksToStop], ids=["killed", "stopped"])
+@pytest.mark.parametrize("added", ["constructor", "add_callback"])
+def test_what_was_missed_is_told_to_a_callback_after_the_beginning_however_it_was_added(make_trainer, ending, added):
+    def trainer(*callbacks):
+        return make_trainer(
+            data=tiny_data(16), callbacks=list(callbacks), num_train_epochs=2, steps=1, method="sat",
+            save_strategy="steps", save_steps=4, eval_strategy="epoch",
+        )  # fmt: skip
+
+    end = ending(4)
+    ended = trainer(end)
+    end.trainer = ended
+    with pytest.raises((KeyboardInterrupt, StoppedBySignal)):
+        ended.train()
+    hears = Hears()
+    resumed = trainer(*([hears] if added == "constructor" else []))
+    if added == "add_callback":
+        resumed.add_callback(hears)
+    resumed.train(resume_from_checkpoint=True)
+    assert hears.told == [
+        *[("train begins", 4), ("epoch ends", 4), ("evaluated", 4)],
+        *[("epoch begins", 4), ("epoch ends", 8), ("evaluated", 8)],
+    ]
