@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
+
+from bmtard_hooks.answers import Answers
 
 Batch = dict[str, Tensor]
 
@@ -23,7 +26,7 @@ class AccumulationWindow:
         self.compared = False
         self.left_out = False
         self.zero_gradients: list[Tensor] = []
-        self._answers: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = {}
+        self._answers: defaultdict[str, Answers] = defaultdict(Answers)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -49,18 +52,16 @@ class AccumulationWindow:
             )
 
     def remember(self, teacher: str, pixels: Tensor, answer: Tensor) -> Tensor:
-        """Keep a teacher's answer on images that will come by again, and return it.
-
-        The images are kept too, which makes their identity a safe key, and their version, because a callback may change them.
-        """
-        self._answers[teacher, id(pixels)] = (pixels, pixels._version, answer)
+        """Keep a teacher's answer on images that will come by again, and return it."""
+        self._answers[teacher].keep(pixels, answer)
         return answer
 
     def answer(self, teacher: str, pixels: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the teacher said before on these images, once, or ask it."""
-        known = self._answers.pop((teacher, id(pixels)), None)
-        return known[2] if known is not None and known[1] == pixels._version else ask(pixels)
+        known = self._answers[teacher].take(pixels)
+        return ask(pixels) if known is None else known
 
     def clear(self) -> None:
         """Let go of images, answers and graphs, so that nothing of a step lives on through an evaluation."""
-        self.batches, self._answers = [], {}
+        self.batches = []
+        self._answers.clear()

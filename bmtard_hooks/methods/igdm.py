@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bmtard_hooks.answers import Answers
 from bmtard_hooks.functional import kl_to_teacher, soften
 from bmtard_hooks.methods.base import ADVERSARIAL, Batch, Classifier, LossOutput, Method
 from bmtard_hooks.state import DistillationState
@@ -51,19 +52,19 @@ class Recalling:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        self._answers: dict[int, Tensor] = {}
+        self._answers = Answers()
         self._follows = torch.is_grad_enabled()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Ask, and remember."""
         logits = self.classifier(pixels)
-        if torch.is_grad_enabled() == self._follows:
-            self._answers.setdefault(id(pixels), logits)
+        if torch.is_grad_enabled() == self._follows and self._answers.find(pixels) is None:
+            self._answers.keep(pixels, logits)
         return logits
 
     def recall(self, pixels: Tensor) -> Tensor:
         """Return the answer on these very images, or ask now."""
-        known = self._answers.get(id(pixels))
+        known = self._answers.find(pixels)
         return self(pixels) if known is None else known
 
 

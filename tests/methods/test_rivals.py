@@ -13,7 +13,7 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.functional import renyi_entropy, soften
 from bmtard_hooks.methods import make_method
 from bmtard_hooks.methods.ciard import CIARD, teacher_learns, teacher_lr_factor
-from bmtard_hooks.methods.igdm import gradient_matching
+from bmtard_hooks.methods.igdm import Recalling, gradient_matching
 from bmtard_hooks.state import DistillationState
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -223,3 +223,14 @@ def test_balanced_igdm_is_a_part_like_the_others(tmp_path):
     (balance,) = (c for c in outside.callbacks() if isinstance(c, LossBalance))
     assert balance.parts == ["robust", "clean"]
     assert outside.weights == pytest.approx({"robust": 0.5, "clean": 0.5, "igdm": 1.0})
+
+
+def test_igdm_remembers_an_answer_for_the_very_images_alone():
+    asked = Recalling(lambda pixels: pixels.sum())
+    for value in range(10):  # images that nobody keeps, whose place in memory the next ones get
+        assert asked.recall(torch.full((2,), float(value))).item() == 2 * value
+    images = torch.ones(2)
+    first = asked(images)
+    assert asked.recall(images) is first
+    images.mul_(3)
+    assert asked.recall(images).item() == 6
