@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bmtard_hooks.distributed import is_distributed
+
 CAUSES = {
     "gradient": "a learning rate too high (lower it, warm it up with warmup_steps, or set max_grad_norm), or fp16 (use bf16)",
     "image": "the data set or the collator gave pixels that are not numbers",
@@ -19,6 +21,15 @@ CAUSES = {
     "with",
 }
 """What an alarm is about, in the order of a step (a gradient is that of the step before), and why."""
+
+
+ELSEWHERE = {
+    "image": "the clean images of one of the processes",
+    "attack": "the gradient of the attack of one of the processes",
+    "crafted": "the crafted images of one of the processes",
+    "teacher": "a teacher's logits of one of the processes",
+}
+"""What may go wrong in one process alone, as the others call it."""
 
 
 class Watched(NamedTuple):
@@ -74,18 +85,34 @@ class FiniteGuard:
         """
         self._noted.append(Watched(kind, name, values.detach().float().sum()))
 
-    def watch(self, step: int, losses: Mapping[str, Tensor]) -> None:
+    def share(self, device: torch.device) -> dict[str, Tensor]:
+        """Return what was noted as an entry for the step's all-reduce, so that all processes decide alike; none if there is one.
+
+        The entry has a number for every kind in ``ELSEWHERE``: 0, or NaN if anything of that kind is not finite in this
+        process. Its mean is NaN where it is so in any.
+        """
+        if not is_distributed():
+            return {}
+        nothing = torch.zeros((), device=device)
+        by_kind = [[entry.value for entry in self._noted if entry.kind == kind] for kind in ELSEWHERE]
+        return {"noted": torch.stack([sum((0 * value for value in values), nothing) for values in by_kind])}
+
+    def watch(self, step: int, losses: Mapping[str, Tensor], noted: Tensor | None = None) -> None:
         """Take the numbers of a step: those noted, and its losses.
 
         Args:
             step: optimizer steps done before this one.
-            losses: names and 0-dim tensors.
+            losses: names and 0-dim tensors, the same in every process.
+            noted: what ``share`` became when it was averaged over all processes.
 
         Raises:
             FloatingPointError: see ``check``.
             StepSkipped: if the step is to be left out.
         """
         watched = [*self._noted, *(Watched("loss", name, value) for name, value in losses.items())]
+        if noted is not None:
+            shared = zip(ELSEWHERE.items(), noted, strict=True)
+            watched += [Watched(kind, name, value) for (kind, name), value in shared]
         self._noted = []
         order = list(CAUSES)
         self._take(step, sorted(watched, key=lambda entry: order.index(entry.kind)))
@@ -156,7 +183,10 @@ class FiniteGuard:
 
 
 def _describe(step: int, bad: list[tuple[Watched, float]]) -> str:
-    (first, value), *rest = bad
+    here = {entry.kind for entry, _ in bad if entry.name not in ELSEWHERE.values()}
+    (first, value), *rest = [
+        (entry, value) for entry, value in bad if entry.kind not in here or entry.name not in ELSEWHERE.values()
+    ]
     names = dict.fromkeys(entry.name for entry, _ in rest if entry.name != first.name)
     after = f", then {', '.join(names)}" if names else ""
     shown = (

@@ -178,9 +178,11 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         means = average_over_ranks(
             {f"{kind}_{name}": torch.stack(v).mean(0) for (kind, name), v in shown.items()}
             | self._stop.share(self.args.device)
+            | self._finite.share(self.args.device)
         )
         self._stop.heard(means.pop("stop", None))
-        self._finite.watch(self.state.global_step, {name: mean for name, mean in means.items() if mean.ndim == 0})
+        noted, scalars = means.pop("noted", None), {name: mean for name, mean in means.items() if mean.ndim == 0}
+        self._finite.watch(self.state.global_step, scalars, noted)
         losses, entropies, classes, attack = (
             {name: means[f"{kind}_{name}"] for found, name in shown if found == kind}
             for kind in ("loss", "entropy", "class", "attack")
