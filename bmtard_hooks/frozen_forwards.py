@@ -40,23 +40,28 @@ class FrozenForwards(Trainer):
     def forget_copies(self) -> None:
         """Run every network as it is, until ``copy_networks``."""
         self._copied_at: int | None = None
+        self._copy_is_doubted = False
         self._copy: FoldedClassifier | None = None
         self._attacked = compiled(self.model, self.args)
         self._asked = {name: compiled(teacher, self.args) for name, teacher in self.teachers.items()}
 
-    def copy_networks(self, pixels: Tensor, epoch: int) -> None:
-        """Note the images' size, copy student and frozen teachers, or, once an epoch, see whether the student's copy is right.
+    def doubt_copy(self) -> None:
+        """Let the next ``copy_networks`` see whether the student's copy is still right, whatever the epoch."""
+        self._copy_is_doubted = True
 
-        A copy is made from a trace of the student's forward. A forward that changes while training goes on, because a
-        callback switches something in it, say, is not the traced one any more.
+    def copy_networks(self, pixels: Tensor, epoch: int) -> None:
+        """Note the images' size, copy student and frozen teachers, or see whether the student's copy is right.
+
+        A copy is made from a trace of the student's forward. A forward that changes later, because a callback switches
+        something in it, say, is not the traced one any more. That is looked at once an epoch and in every evaluation.
 
         Args:
             pixels: ``(B, C, H, W)`` images of the run on its device.
             epoch: finished epochs.
         """
-        if self._copied_at == epoch:
+        if self._copied_at == epoch and not self._copy_is_doubted:
             return
-        is_first, self._copied_at = self._copied_at is None, epoch
+        is_first, self._copied_at, self._copy_is_doubted = self._copied_at is None, epoch, False
         if is_first:
             self.student.record_image_size(*pixels.shape[1:])
         if not self.args.fold_batch_norm:
@@ -70,7 +75,7 @@ class FrozenForwards(Trainer):
         elif self._copy is not None:
             reason = disagreement(self.student, self._copy.in_float32(), images)
             if reason is not None:
-                logger.warning("the student's forward changed in training, it is attacked unfolded now: %s", reason)
+                logger.warning("the student's forward has changed, it is attacked unfolded now: %s", reason)
                 self._copy = None
 
     def _folded(self, classifier: PixelClassifier, images: Tensor) -> FoldedClassifier | None:

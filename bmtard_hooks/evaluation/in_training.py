@@ -81,6 +81,7 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
         """Evaluate the same model on every rank and leave the random numbers of the training alone."""
         with self.averaged_weights(), untouched_randomness(self.args.device):
             broadcast_buffers(self.model)
+            self.doubt_copy()
             try:
                 return super().evaluation_loop(*args, **kwargs)
             finally:

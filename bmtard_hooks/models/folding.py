@@ -110,17 +110,18 @@ class FoldedClassifier(nn.Module):
         own = [self.module.get_submodule(name) for name in self._folds]
         convs = [self.network.get_submodule(name) for name in self._folds]
         weights, biases = _folded_weights(convs, [self.network.get_submodule(name) for name in self._folds.values()])
-        current = _floating_state(self.network)
-        folded = self._folded_names()
-        rest = {
-            name: value
-            for name, value in _floating_state(self.module).items()
+        targets = [conv.weight for conv in own] + [conv.bias for conv in own]
+        torch._foreach_copy_(targets, weights + biases)
+        current, folded = _state(self.network), self._folded_names()
+        rest = [
+            (value, current[name])
+            for name, value in _state(self.module).items()
             if name in current and name not in folded
-        }
-        torch._foreach_copy_(
-            [conv.weight for conv in own] + [conv.bias for conv in own] + list(rest.values()),
-            weights + biases + [current[name] for name in rest],
-        )
+        ]
+        for is_float in (True, False):  # apart, because lists of mixed types are copied one by one
+            pairs = [pair for pair in rest if pair[0].is_floating_point() == is_float]
+            if pairs:
+                torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
     def share(self) -> FoldedClassifier:
         """Use the classifier's own memory for every weight that is not folded; for classifiers that never change.
@@ -128,8 +129,8 @@ class FoldedClassifier(nn.Module):
         Returns:
             The copy itself.
         """
-        folded, sources = self._folded_names(), _floating_state(self.network)
-        for name, value in _floating_state(self.module).items():
+        folded, sources = self._folded_names(), _state(self.network)
+        for name, value in _state(self.module).items():
             source = sources.get(name)
             if (
                 source is not None
@@ -243,9 +244,10 @@ def _or(values: Tensor | None, constant: float, norm: Any) -> Tensor:
     return torch.full_like(norm.running_var, constant) if values is None else values
 
 
-def _floating_state(module: nn.Module) -> dict[str, Tensor]:
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """List parameters and buffers of every type, but for the counters that BatchNorm in eval mode does not read."""
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return {name: value for name, value in named if value.is_floating_point()}
+    return {name: value for name, value in named if not name.endswith("num_batches_tracked")}
 
 
 def _is_hooked(module: nn.Module) -> bool:

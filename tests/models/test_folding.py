@@ -90,6 +90,29 @@ def test_the_copy_keeps_its_weights_until_it_is_refreshed():
     assert not torch.allclose(folded(IMAGES), before, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64])
+def test_buffers_of_every_type_are_refreshed(dtype):
+    class Masked(nn.Module):
+        num_classes = 4
+
+        def __init__(self):
+            super().__init__()
+            self.net = used(tiny_net(batch_norm=True))
+            self.register_buffer("mask", (torch.arange(96) < 48).to(dtype))
+
+        def forward(self, pixels):
+            features = torch.relu(self.net.norm(self.net.conv(pixels)))
+            return self.net.head(features.flatten(1) * self.mask)
+
+    model, images = PixelClassifier(Masked()), IMAGES[:, :, :8, :8].contiguous()
+    folded = FoldedClassifier.checked(model, images)
+    before = folded(images)
+    model.backbone.mask.copy_(model.backbone.mask.roll(30))
+    folded.refresh()
+    torch.testing.assert_close(folded(images), model.eval()(images), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(folded(images), before, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "regnetx_002", "preactresnet18_tiny"])
 def test_timm_layers_that_normalise_and_activate_are_folded_too(name):
     model = network(name, image_size=32)
