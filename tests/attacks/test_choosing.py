@@ -135,3 +135,10 @@ def test_settings_of_every_attack_are_plain_json():
     plan = choose_attacks("paper", surrogate=torch.nn.Identity())
     for attack in plan.attacks.values():
         assert json.loads(json.dumps(attack.settings())) == attack.settings()
+
+
+@pytest.mark.parametrize("attack", ["pgd_sat:eps=0.5", "pgd_sat:steps=3"])
+def test_step_that_a_warning_names_can_be_passed_and_is_long_enough(attack):
+    (warning,) = choose_attacks(attack).warnings
+    advised = warning.rpartition("for example ")[2].rstrip(".")
+    assert advised.startswith(attack) and not choose_attacks(advised).warnings
