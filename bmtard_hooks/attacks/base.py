@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bmtard_hooks.attacks.losses import Objective
+from bmtard_hooks.attacks.losses import Objective, pixel_gradient
 from bmtard_hooks.randomness import keyed_generator
 
 
@@ -75,7 +75,7 @@ class Target:
             pixels = images.detach().requires_grad_(True)
             logits = self(pixels)
             values = objective(logits)
-            (gradient,) = torch.autograd.grad(values.sum(), pixels)
+            gradient = pixel_gradient(values.sum(), pixels)
         return logits.detach(), values.detach(), gradient
 
     def require_finite(self) -> None:

@@ -148,3 +148,18 @@ def _largest(logits: Tensor, count: int) -> Tensor:
             f"the loss compares the {count} largest logits, the model has {logits.shape[1]} classes: use the margin instead"
         )
     return logits.topk(count, dim=1).values
+
+
+def pixel_gradient(value: Tensor, pixels: Tensor) -> Tensor:
+    """Differentiate a number with respect to pixels.
+
+    Args:
+        value: 0-dim, with a gradient.
+        pixels: ``(B, C, H, W)`` that need one.
+
+    Returns:
+        ``(B, C, H, W)``, zeros where the number does not depend on the pixels by differentiable operations, as with
+        quantised layers.
+    """
+    (gradient,) = torch.autograd.grad(value, pixels, allow_unused=True, materialize_grads=True)
+    return gradient

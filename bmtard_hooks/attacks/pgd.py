@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bmtard_hooks.attacks.losses import MovingTarget, Objective
+from bmtard_hooks.attacks.losses import MovingTarget, Objective, pixel_gradient
 from bmtard_hooks.randomness import keyed_generator
 
 NORMS = ("linf", "l2")
@@ -120,7 +120,7 @@ def pgd(
         if observe is not None:
             observe(logits.detach())
         value = objective.loss(logits, adversarial) if isinstance(objective, MovingTarget) else objective(logits)
-        (gradient,) = torch.autograd.grad(value.sum() * gradient_scale, adversarial)
+        gradient = pixel_gradient(value.sum() * gradient_scale, adversarial)
         if observe_gradient is not None and step == settings.steps - 1:
             observe_gradient(gradient)
         adversarial = adversarial.detach()

@@ -112,6 +112,13 @@ def fingerprint_tensors(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _tensors_in(value: Any) -> list[Tensor]:
+    """Find the tensors of a state dict's entry; quantised layers keep theirs in a tuple, beside a type."""
+    if isinstance(value, Tensor):
+        return [value.dequantize() if value.is_quantized else value]
+    return [tensor for part in value for tensor in _tensors_in(part)] if isinstance(value, (tuple, list)) else []
+
+
 def fingerprint_model(model: PixelClassifier, logits: np.ndarray) -> dict[str, str]:
     """Hash what a model is: its weights, its normalisation, its structure, and what it answers.
 
@@ -126,7 +133,7 @@ def fingerprint_model(model: PixelClassifier, logits: np.ndarray) -> dict[str, s
     scale = np.abs(logits[:PROBED]).max() or 1.0
     answers = [torch.from_numpy(logits.argmax(axis=1)), torch.from_numpy(np.rint(logits[:PROBED] / scale * COARSE))]
     return {
-        "weights": fingerprint_tensors([*model.state_dict().values(), *buffers]),
+        "weights": fingerprint_tensors([*_tensors_in(list(model.state_dict().values())), *buffers]),
         "structure": fingerprint(repr(model)),
         "answers": fingerprint_tensors(answers),
     }

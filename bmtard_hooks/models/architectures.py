@@ -108,18 +108,20 @@ def wrap_timm(network: nn.Module, architecture: str, num_classes: int, model_arg
     return wrapper
 
 
-def separate_shared_weights(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+def separate_shared_weights(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Give weights with several names (CoaT) storage of their own, because safetensors files cannot share it.
 
     Args:
         module: whose state dict is made; this is a hook for ``register_state_dict_post_hook``.
-        state: names and tensors, changed in place.
+        state: names and tensors, changed in place. Quantised layers have entries that are no tensors, which stay.
         prefix: of the module's names.
         metadata: not used.
     """
     seen: set[int] = set()
     for name, tensor in state.items():
-        if name.startswith(prefix) and tensor.numel() and not tensor.is_meta:
+        if not name.startswith(prefix) or not isinstance(tensor, Tensor):
+            continue
+        if tensor.numel() and not tensor.is_meta:
             state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
             seen.add(tensor.data_ptr())
 

@@ -203,3 +203,17 @@ def test_attack_without_a_gradient_is_logged_and_warned_about_once(make_trainer,
     usual = make_trainer(overwrite_output_dir=True)
     usual.train()
     assert not any("attack_zero_gradient" in row for row in usual.state.log_history)
+
+
+def test_attack_that_loses_its_gradient_altogether_stops_the_run(make_trainer):
+    class DeafLater(Hiding):
+        passes = 0
+
+        def forward(self, pixel_values):
+            self.passes += 1
+            return self.net(pixel_values.detach() if self.passes > 10 else pixel_values)
+
+    trainer = make_trainer(DeafLater(), method="sat", fold_batch_norm=False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        trainer.train()
+    assert len(trainer.state.log_history) > 1

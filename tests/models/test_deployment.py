@@ -1,10 +1,13 @@
 """Bytes as pixels, and what serves a finished network: traced, exported, compiled, quantised."""
 
+import copy
+
 import pytest
 import torch
+from conftest import tiny_data, tiny_net
 from torch import nn
 
-from bmtard_hooks import PixelClassifier, create_model
+from bmtard_hooks import PixelClassifier, create_model, evaluate_robustness
 from bmtard_hooks.models.folding import FoldedClassifier
 
 BYTES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -44,3 +47,34 @@ def test_traced_and_exported_classifiers_answer_alike(images):
     for serving in (traced, exported):
         for count in (1, 3):
             torch.testing.assert_close(serving(images[:count]), model(PIXELS[:count]))
+
+
+def quantised(model):
+    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+
+
+QUANTISING = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+@QUANTISING
+def test_quantised_network_is_saved_and_loaded(tmp_path):
+    model = quantised(network())
+    torch.save(model.state_dict(), tmp_path / "int8.pt")
+    other = quantised(create_model("resnet8_cifar", 4).eval())
+    other.load_state_dict(torch.load(tmp_path / "int8.pt", weights_only=True))
+    with torch.no_grad():
+        torch.testing.assert_close(other(PIXELS), model(PIXELS))
+
+
+@QUANTISING
+@pytest.mark.parametrize("is_function", [False, True])
+def test_quantised_network_is_evaluated_and_fails_the_checks_for_want_of_gradients(is_function, tmp_path):
+    data, model = tiny_data(12), quantised(PixelClassifier(tiny_net(0)).eval())
+    with torch.no_grad():
+        data.labels[:] = model(data.pixels(slice(None))).argmax(1)
+    report = evaluate_robustness(
+        (lambda pixels: model(pixels)) if is_function else model, data, ["pgd_sat", "square:queries=5"],
+        check_images=4, examples=0, state_dir=tmp_path, progress=False, device="cpu",
+    )  # fmt: skip
+    assert report.correct.all() and report.verdict.startswith("FAILED")
+    assert "A3" in [check.id for check in report.failed_checks]
