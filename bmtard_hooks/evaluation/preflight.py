@@ -71,17 +71,32 @@ def load_classifier(role: str, model: Any) -> tuple[PixelClassifier, str, list[s
         return _load(role, str(model)), _short(str(model)), []
     if not callable(model):
         raise TypeError(f"the {role} is {type(model).__name__}: expected a module, a name, or a function of pixels")
-    module = model if isinstance(model, nn.Module) else FunctionClassifier(model)
+    has_modes = isinstance(model, nn.Module) and _has_modes(model)
+    # the call of a module is a function, which is not looked into
+    module = model if has_modes else FunctionClassifier(model.__call__ if isinstance(model, nn.Module) else model)
     classifier = as_classifier(module, record=False)
-    others = not_float32(classifier)
+    others = not_float32(model) if isinstance(model, nn.Module) else ""
     if others:
         raise ValueError(f"the {role} has {others} weights: evaluate in float32, pass model.float()")
     network = classifier.backbone
     known = getattr(getattr(network, "config", None), "architecture", None)
-    name = known or getattr(model, "__name__", None) or type(network).__name__
+    name = known or getattr(model, "__name__", None) or type(network if has_modes else model).__name__
     if network.training and any(True for _ in network.parameters()):
         return classifier, name, [f"the {role} was in training mode: it is evaluated in eval mode, and put back after"]
     return classifier, name, []
+
+
+def _has_modes(module: nn.Module) -> bool:
+    """Tell whether a module can be put into eval mode; those that ``torch.export`` makes refuse, being in one for good."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+    except NotImplementedError:
+        return False
+    finally:
+        for part, training in modes:
+            part.training = training
+    return True
 
 
 def _load(role: str, name: str) -> PixelClassifier:

@@ -78,3 +78,18 @@ def test_quantised_network_is_evaluated_and_fails_the_checks_for_want_of_gradien
     )  # fmt: skip
     assert report.correct.all() and report.verdict.startswith("FAILED")
     assert "A3" in [check.id for check in report.failed_checks]
+
+
+def test_exported_network_is_evaluated_as_the_network_is():
+    data, model = tiny_data(12), PixelClassifier(tiny_net(0), [0.5] * 3, [0.25] * 3).eval()
+    with torch.no_grad():
+        data.labels[:] = model(data.pixels(slice(None))).argmax(1)
+    batch = torch.export.Dim("batch", min=1, max=512)
+    shown = (data.pixels(slice(0, 4)),)
+    exported = torch.export.export(model, shown, dynamic_shapes=({0: batch},)).module()
+    options = {"checks": False, "progress": False, "device": "cpu", "examples": 0}
+    expected, found = (evaluate_robustness(network, data, "pgd_sat", **options) for network in (model, exported))
+    assert found.row("pgd_sat").robust == expected.row("pgd_sat").robust < 1
+    half = torch.export.export(model.double(), (shown[0].double(),), dynamic_shapes=({0: batch},)).module()
+    with pytest.raises(ValueError, match="torch.float64 weights"):
+        evaluate_robustness(half, data, "pgd_sat", **options)
