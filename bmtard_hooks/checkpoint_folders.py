@@ -16,8 +16,15 @@ from bmtard_hooks.state import STATE_NAME
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = ".unfinished"
-"""Folder of an ``output_dir`` in which checkpoints and models are written before they get their name."""
+UNFINISHED = "_unfinished"
+"""Folder of an ``output_dir`` in which checkpoints and models are written before they get their name.
+
+Trainer uploads nothing of an ``output_dir`` whose name begins with an underscore.
+"""
+PREVIOUS = "_previous-"
+"""Beginning of the names of folders with checkpoints of other runs."""
+OLDER_NAMES = {UNFINISHED: ".unfinished", PREVIOUS: "previous-"}
+"""What older releases called them."""
 MANIFEST_NAME = "checkpoint_manifest.json"
 TRAINER_STATE = "trainer_state.json"
 VERSION = 1
@@ -63,21 +70,27 @@ def publish(directory: Path, final: Path) -> None:
 def recover(output_dir: Path) -> None:
     """Finish what a killed run was about to rename, and remove what it had only begun to write.
 
+    Folders that an older release set aside get the name that keeps them from being uploaded, here and in ``set_aside``.
+
     Args:
         output_dir: of a run that nobody writes to now.
     """
-    unfinished = output_dir / UNFINISHED
-    if not unfinished.is_dir():
-        return
-    for directory in sorted(unfinished.iterdir()):
-        if not _NAME.fullmatch(directory.name):
-            continue
-        sealed = (directory / MANIFEST_NAME).is_file()  # without it, a file may be half-written here
-        if sealed and not (output_dir / directory.name).exists() and why_unusable(directory) is None:
-            publish(directory, output_dir / directory.name)
-        else:
-            logger.info("%s was not finished when its run ended, it is removed", output_dir / directory.name)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _rename_older(output_dir)
+    for unfinished in _unfinished_of(output_dir):
+        for directory in sorted(unfinished.iterdir()):
+            if not _NAME.fullmatch(directory.name):
+                continue
+            sealed = (directory / MANIFEST_NAME).is_file()  # without it, a file may be half-written here
+            if sealed and not (output_dir / directory.name).exists() and why_unusable(directory) is None:
+                publish(directory, output_dir / directory.name)
+            else:
+                logger.info("%s was not finished when its run ended, it is removed", output_dir / directory.name)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished_of(output_dir: Path) -> list[Path]:
+    names = (UNFINISHED, OLDER_NAMES[UNFINISHED])
+    return [output_dir / name for name in names if (output_dir / name).is_dir()]
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -94,16 +107,33 @@ def set_aside(output_dir: Path) -> None:
     Args:
         output_dir: of a run that begins at step 0.
     """
-    shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed before its first checkpoint
+    for unfinished in _unfinished_of(output_dir):  # of a run that was killed before its first checkpoint
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _rename_older(output_dir)
     others = checkpoints(output_dir)
     if not others:
         return
-    number = 1 + sum(1 for path in output_dir.glob("previous-*"))
-    place = output_dir / f"previous-{number}"
+    place = output_dir / f"{PREVIOUS}{max(_numbers(output_dir, PREVIOUS), default=0) + 1}"
     place.mkdir()
     for path in others:
         path.rename(place / path.name)
     logger.warning("%d checkpoints of the run that was in %s are now in %s", len(others), output_dir, place)
+
+
+def _rename_older(output_dir: Path) -> None:
+    """Give folders of set-aside checkpoints the name that this release has for them."""
+    older, taken = OLDER_NAMES[PREVIOUS], _numbers(output_dir, PREVIOUS)
+    for number in _numbers(output_dir, older):
+        path = output_dir / f"{older}{number}"
+        if checkpoints(path):  # a folder that a user called so stays
+            free = number if number not in taken else max(taken) + 1
+            taken.append(free)
+            path.rename(output_dir / f"{PREVIOUS}{free}")
+
+
+def _numbers(output_dir: Path, beginning: str) -> list[int]:
+    found = [path.name.removeprefix(beginning) for path in output_dir.glob(f"{beginning}*") if path.is_dir()]
+    return sorted(int(rest) for rest in found if re.fullmatch(r"[1-9]\d*", rest))
 
 
 def newest_whole(output_dir: Path, needs_best: bool = False) -> tuple[Path | None, dict[str, str]]:

@@ -89,8 +89,10 @@ class SavesWhole(Trainer):
         if self._writes_checkpoint:
             super()._save(str(final), state_dict)
             return
-        passing = final / UNFINISHED / "model"
-        with self._clear_of_failure(Path(str(self.args.output_dir)), passing):
+        run = Path(str(self.args.output_dir))
+        # in the run's own folder: an upload would not recognise one further down as unfinished
+        passing = (run if final.resolve().is_relative_to(run.resolve()) else final) / UNFINISHED / "model"
+        with self._clear_of_failure(run, passing):
             super()._save(str(passing), state_dict)
             if not self.args.should_save:
                 return

@@ -18,8 +18,8 @@ except ImportError:  # Windows, where two trainings in one folder are not told a
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".training"
-"""File in the folder while a training runs there."""
+LOCK = "_training"
+"""File in the folder while a training runs there. An upload leaves it out, which by closing it again would end the lock."""
 
 
 class FolderInUse(RuntimeError):

@@ -17,6 +17,7 @@ from bmtard_hooks.checkpoint_folders import (
     publish,
     recover,
     seal,
+    set_aside,
     why_unusable,
 )
 from bmtard_hooks.state import STATE_NAME
@@ -105,7 +106,29 @@ def test_run_that_begins_again_moves_the_other_runs_checkpoints_aside(run, caplo
     trainer = make(overwrite_output_dir=True, save_steps=3)
     trainer.train()
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-4", "checkpoint-3"]
-    assert len(checkpoints(folder / "previous-1")) == 4 and "are now in" in caplog.text
+    assert len(checkpoints(folder / "_previous-1")) == 4 and "are now in" in caplog.text
+
+
+def test_folders_of_an_older_release_get_the_names_of_this_one(run):
+    _, folder, _ = run
+    for name, what in (
+        ("previous-1", "checkpoint-2"),
+        ("previous-3", "checkpoint-3"),
+        ("_previous-1", "checkpoint-1"),
+    ):
+        (folder / name).mkdir()
+        (folder / what).rename(folder / name / what)
+    (folder / "previous-results").mkdir()
+    (folder / "previous-2").mkdir()  # of a user
+    (folder / ".unfinished").mkdir()
+    (folder / "checkpoint-4").rename(folder / ".unfinished" / "checkpoint-4")
+    recover(folder)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("checkpoint-?")} == {
+        *("checkpoint-4", "_previous-2/checkpoint-2", "_previous-3/checkpoint-3", "_previous-1/checkpoint-1")
+    }
+    assert (folder / "previous-results").is_dir() and (folder / "previous-2").is_dir()
+    set_aside(folder)
+    assert (folder / "_previous-4" / "checkpoint-4").is_dir() and not (folder / ".unfinished").exists()
 
 
 def test_half_written_checkpoint_of_plain_trainer_is_not_picked_up(run):
