@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,10 @@ class RobustEvaluation(TrainerCallback):
         value = _w_robust(report)
         if self._best is None or value > self._best:
             self._best = value
-            self.trainer.save_model(str(self.directory))
+            with self._averaged():
+                self.trainer.save_model(
+                    str(self.directory), _internal_call=True
+                )  # an upload would be of the whole run
             if state.is_world_process_zero:
                 report.environment["step"] = state.global_step
                 save_report(report, self.directory / "report.json")
@@ -119,12 +122,14 @@ class RobustEvaluation(TrainerCallback):
     def _evaluate(self) -> RobustnessReport:
         model, device = self._model, self.trainer.args.device
         settings = {"batch_size": self.trainer.args.per_device_eval_batch_size, **self.settings}
-        averaged = getattr(self.trainer, "averaged_weights", nullcontext)  # a plain Trainer has none
-        with averaged(), untouched_randomness(device), attack_mode(model):
+        with self._averaged(), untouched_randomness(device), attack_mode(model):
             broadcast_buffers(model)
             return evaluate_robustness(
                 model, self._data, self.attacks, dataset_name="validation", device=device, progress=False, **settings
             )
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return getattr(self.trainer, "averaged_weights", nullcontext)()  # a plain Trainer has none
 
 
 def _columns(trainer: Trainer) -> dict[str, Any]:
