@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import PushInProgress
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.attacks.losses import cross_entropy
@@ -38,6 +41,7 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
     data_collator: Any
     student: PixelClassifier
     distillation: DistillationState
+    push_in_progress: Any
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load every image together with its position, which its noise depends on. See ``Trainer``."""
@@ -116,6 +120,40 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
         """Upload the model, with averaged weights if there are any. See ``Trainer``."""
         with self.averaged_weights():
             return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload what a checkpoint calls for; the model at the top has averaged weights, if there are any. See ``Trainer``."""
+        if not any(average.updates for average in self.weight_averages()):
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        goes_on = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if goes_on and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        with self.averaged_weights():
+            super().save_model(_internal_call=True)
+        jobs = [self._upload(Path(str(self.args.output_dir)), None)]
+        if self.args.hub_strategy == HubStrategy.CHECKPOINT:
+            jobs.append(self._upload(Path(checkpoint_folder), "last-checkpoint"))
+        elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            jobs.append(self._upload(Path(checkpoint_folder), Path(checkpoint_folder).name))
+        if not goes_on:
+            self.push_in_progress = PushInProgress()
+        self.push_in_progress.jobs.extend(jobs)
+
+    def _upload(self, folder: Path, place: str | None) -> Any:
+        return HfApi().upload_folder(
+            repo_id=str(self.hub_model_id),
+            folder_path=folder,
+            path_in_repo=place,
+            commit_message=f"Training in progress, step {self.state.global_step}{', checkpoint' if place else ''}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            ignore_patterns=["_*", "checkpoint-*"] if place is None else None,
+            run_as_future=True,
+        )
 
     def prediction_step(
         self,
