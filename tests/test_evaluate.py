@@ -111,6 +111,19 @@ def test_attack_can_be_left_out(make_trainer):
     assert "eval_clean_accuracy" in found and "eval_w_robust" not in found
 
 
+def test_persistent_workers_serve_their_own_data_set_alone(make_trainer):
+    one, other = tiny_data(10, seed=5), tiny_data(9, seed=6)
+    trainer = make_trainer(
+        eval_dataset=one, eval_attack=False, dataloader_num_workers=1, dataloader_persistent_workers=True
+    )
+    plain = make_trainer(eval_dataset=one, eval_attack=False)
+    expected = [plain.evaluate(rows)["eval_clean_accuracy"] for rows in (one, other)]
+    assert expected[0] != expected[1]
+    assert [trainer.evaluate()["eval_clean_accuracy"], trainer.evaluate(other)["eval_clean_accuracy"]] == expected
+    assert trainer.evaluate(one)["eval_clean_accuracy"] == expected[0]
+    assert trainer.get_eval_dataloader() is trainer.get_eval_dataloader(one)
+
+
 def test_several_evaluation_sets_are_reported_by_name_with_persistent_workers_too(make_trainer):
     sets = {"a": tiny_data(30, seed=1), "b": tiny_data(30, seed=2)}
     found = make_trainer(eval_dataset=sets, dataloader_num_workers=1, dataloader_persistent_workers=True).evaluate()

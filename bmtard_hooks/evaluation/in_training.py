@@ -46,6 +46,7 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Load every image together with its position, which its noise depends on. See ``Trainer``."""
         self._check_classes("eval_dataset", eval_dataset)
+        self._forget_loader_of_others(eval_dataset)
         with self._every_image():
             given = eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else numbered(eval_dataset)
             return super().get_eval_dataloader(given)
@@ -55,6 +56,15 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
         self._check_classes("test_dataset", test_dataset)
         with self._every_image():
             return super().get_test_dataloader(numbered(test_dataset))
+
+    def _forget_loader_of_others(self, given: Any) -> None:
+        # transformers keeps a loader with persistent workers under a name, which is the same for all data sets without one
+        key = given if isinstance(given, str) else "eval"
+        rows = self.eval_dataset if given is None else self.eval_dataset[given] if isinstance(given, str) else given
+        loaded = self.__dict__.setdefault("_rows_of_loaders", {})
+        if loaded.get(key) is not rows:
+            getattr(self, "_eval_dataloaders", {}).pop(key, None)
+        loaded[key] = rows
 
     def predict(self, *args: Any, **kwargs: Any) -> RobustPrediction:
         """Classify images and measure what their labels allow. See ``Trainer.predict``.
