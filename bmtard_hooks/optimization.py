@@ -46,9 +46,13 @@ class PaperOptimization(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Make the multi-step schedule, or transformers' own if another one was asked for. See ``Trainer``."""
-        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "constant":
-            return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != "constant":
+            schedule = super().create_scheduler(num_training_steps, optimizer)
+            if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                for group in optimizer.param_groups:  # where all other schedules note it, for those who follow them
+                    group["initial_lr"] = group["lr"]
+            return schedule
         warmup_steps = self.args.get_warmup_steps(num_training_steps)
         if self.args.lr_milestones is None and self.method.lr_factor(0, 1.0) is not None:
             epochs = self._epochs(num_training_steps)

@@ -2,8 +2,10 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from bmtard_hooks.callbacks import EntropyBalance, LossBalance
+from bmtard_hooks.callbacks.base import schedule_factor
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.functional import entropy, soften
 from bmtard_hooks.methods import method_class
@@ -186,3 +188,29 @@ def test_first_loss_of_zero_is_refused_with_the_likely_cause():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Factors(TrainerCallback):
+    """Reads after every step how far the learning rate has fallen."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.seen.append(schedule_factor(optimizer))
+
+
+def test_balance_follows_a_learning_rate_that_falls_on_a_plateau_after_a_resume_too(make_trainer, tmp_path):
+    def run(checkpoint=None):
+        factors = Factors()
+        trainer = make_trainer(
+            lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="w_robust", eval_strategy="epoch",
+            lr_scheduler_kwargs={"patience": 0, "factor": 0.1, "threshold": 10.0}, save_strategy="epoch",
+            num_train_epochs=4, per_device_train_batch_size=16, callbacks=[factors], overwrite_output_dir=True,
+        )  # fmt: skip
+        trainer.train(checkpoint)
+        return factors.seen
+
+    straight = run()
+    assert straight == pytest.approx([1, 0.1, 0.01, 0.001])  # no evaluation is ever good enough
+    assert run(str(tmp_path / "run" / "checkpoint-3")) == pytest.approx(straight[3:])
