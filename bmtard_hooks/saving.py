@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from bmtard_hooks.checkpoint_folders import TRAINER_STATE, UNFINISHED, newest_whole, publish, seal
 from bmtard_hooks.config import BMTARDConfig
+from bmtard_hooks.models.pixels import PixelClassifier
 
 logger = logging.getLogger(__name__)
 
+PROCESSOR = "preprocessor_config.json"
 FULL_DISK = ("PytorchStreamWriter", "inline_container", "No space left", "File too large", "quota", "I/O error")
 
 
@@ -26,6 +29,7 @@ class SavesWhole(Trainer):
 
     args: BMTARDConfig
     model: Any
+    student: PixelClassifier
     _writes_checkpoint = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -88,12 +92,14 @@ class SavesWhole(Trainer):
             state_dict = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         if self._writes_checkpoint:
             super()._save(str(final), state_dict)
+            self._describe_pictures(final)
             return
         run = Path(str(self.args.output_dir))
         # in the run's own folder: an upload would not recognise one further down as unfinished
         passing = (run if final.resolve().is_relative_to(run.resolve()) else final) / UNFINISHED / "model"
         with self._clear_of_failure(run, passing):
             super()._save(str(passing), state_dict)
+            self._describe_pictures(passing)
             if not self.args.should_save:
                 return
             for path in sorted(path for path in passing.rglob("*") if path.is_file()):
@@ -103,6 +109,12 @@ class SavesWhole(Trainer):
         shutil.rmtree(passing, ignore_errors=True)
         with suppress(OSError):
             passing.parent.rmdir()
+
+    def _describe_pictures(self, directory: Path) -> None:
+        """Put an image processor beside a network that came without one, for transformers' pipeline."""
+        settings = self.student.processor_settings() if self.processing_class is None else None
+        if settings is not None and self.args.should_save:
+            (directory / PROCESSOR).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @contextmanager
     def _clear_of_failure(self, run: Path, passing: Path) -> Iterator[None]:

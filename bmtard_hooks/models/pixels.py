@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.decoding import as_pixels
-from bmtard_hooks.models.processors import normalisation_of
+from bmtard_hooks.models.processors import normalisation_of, usual_processor
 
 logger = logging.getLogger(__name__)
+
+RGB = 3
 
 Normalisation = tuple[Sequence[float], Sequence[float]]
 
@@ -52,6 +54,7 @@ class PixelClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.frozen = False
+        self.image_shape: tuple[int, int, int] | None = None
         # timm's LeViT and its kin keep attention biases between forwards in eval mode, and with them the weights of then
         self._forgetful: list[Any] = [
             module for module in backbone.modules() if hasattr(module, "attention_bias_cache")
@@ -84,15 +87,36 @@ class PixelClassifier(nn.Module):
                 config.pretrained_cfg = timm_pretrained_cfg(self.backbone, mean, std)
 
     def record_image_size(self, channels: int, height: int, width: int) -> None:
-        """Note the size of the images in a timm backbone's config: transformers' image processor scales pictures to it.
+        """Note the size of the images: transformers' image processor scales pictures to it.
 
-        Without it a saved network would be shown pictures of its architecture's usual size, 224x224 for most.
+        Without it a saved network would be shown pictures of its architecture's usual size, 224x224 for most. A timm
+        backbone has it in its config, any other in the settings that ``processor_settings`` gives.
         """
+        self.image_shape = (channels, height, width)
         config = getattr(self.backbone, "config", None)
         known = getattr(config, "pretrained_cfg", None)
         if config is not None and known:
             size = {"input_size": [channels, height, width], "crop_pct": 1.0, "interpolation": "bicubic"}
             config.pretrained_cfg = {**known, **size}  # a new one: timm shares its own between networks
+
+    def processor_settings(self) -> dict[str, Any] | None:
+        """Describe an image processor of transformers that shows pictures to the backbone as this classifier does.
+
+        Returns:
+            What a ``preprocessor_config.json`` holds; None for a backbone that is none of transformers' or has its own
+            description (timm), for images that are not RGB, and while their size is not known.
+        """
+        config = getattr(self.backbone, "config", None)
+        if getattr(config, "model_type", None) in (None, "timm_wrapper") or self.image_shape is None:
+            return None
+        channels, height, width = self.image_shape
+        if channels != RGB:
+            return None  # the processor makes every picture RGB
+        if self.mean is None or self.std is None:
+            mean, std = [0.0] * channels, [1.0] * channels
+        else:
+            mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return usual_processor(height, width, mean, std)
 
     @property
     def num_classes(self) -> int | None:

@@ -71,6 +71,26 @@ def size_after(processor: Any, height: int, width: int) -> tuple[int, int] | Non
     return None if seen is None else (seen.shape[-2], seen.shape[-1])
 
 
+def usual_processor(height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Describe a processor that scales pictures to a size, divides by 255 and normalises, as its file does.
+
+    Args:
+        height: of what it gives.
+        width: of what it gives.
+        mean: of pixels in [0, 1], per channel.
+        std: likewise.
+
+    Returns:
+        The content of a ``preprocessor_config.json``.
+    """
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        **{"do_resize": True, "size": {"height": height, "width": width}, "resample": int(Image.Resampling.BICUBIC)},
+        **{"do_rescale": True, "rescale_factor": 1 / LEVELS},
+        **{"do_normalize": True, "image_mean": list(mean), "image_std": list(std)},
+    }
+
+
 def _processed(processor: Any, pictures: list[Image.Image]) -> Tensor | None:
     try:
         return processor(images=pictures, return_tensors="pt")["pixel_values"]

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import (
+    AutoImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
-from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, PGDCollator, create_model
+from bmtard_hooks import BMTARDConfig, BMTARDTrainer, ImageTensors, PGDCollator, PixelClassifier, create_model
 
 NAMES = ["ant", "bee", "cat"]
 BUILT = {
@@ -63,6 +69,56 @@ def test_pipeline_answers_as_the_network_does(tmp_path, case):
     model.backbone.save_pretrained(tmp_path)
     found = answers(tmp_path, picture(size))
     assert [found[f"LABEL_{index}"] for index in range(3)] == pytest.approx(expected(model, picture(size)), abs=1e-5)
+
+
+def hub_network():
+    config = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 16], depths=[1, 1], layer_type="basic", id2label=dict(enumerate(NAMES))
+    )
+    return ResNetForImageClassification(config)
+
+
+def trained_and_saved(student, directory, **options):
+    images = torch.randint(0, 256, (6, 3, 24, 40), dtype=torch.uint8)
+    config = BMTARDConfig(
+        output_dir=str(directory), method="natural", max_steps=1, use_cpu=True, per_device_train_batch_size=6,
+        report_to=[], disable_tqdm=True, save_steps=1,
+    )  # fmt: skip
+    data = ImageTensors(images, torch.arange(6) % 3, NAMES)
+    trainer = BMTARDTrainer(student, config, PGDCollator(), data, **options)
+    trainer.train()
+    trainer.save_model()
+    return images, trainer.student.eval()
+
+
+@pytest.mark.parametrize("mean, std", [([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]), (None, None)])
+def test_network_without_a_processor_is_saved_with_one_that_shows_it_what_it_was_trained_on(tmp_path, mean, std):
+    images, student = trained_and_saved(PixelClassifier(hub_network(), mean, std), tmp_path)
+    with torch.no_grad():
+        wanted = student(images)
+    for directory in (tmp_path, tmp_path / "checkpoint-1"):
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        classify = pipeline("image-classification", model=str(directory), device="cpu", function_to_apply="none")
+        given = [{found["label"]: found["score"] for found in row} for row in classify(pictures, top_k=3)]
+        torch.testing.assert_close(torch.tensor([[row[name] for name in NAMES] for row in given]), wanted,
+                                   rtol=0, atol=1e-5)  # fmt: skip
+        with torch.no_grad():
+            torch.testing.assert_close(create_model(str(directory)).eval()(images), wanted)
+
+
+def test_processor_that_was_passed_is_the_one_that_is_saved(tmp_path):
+    given = ViTImageProcessor(size={"height": 24, "width": 40}, image_mean=[0.1] * 3, image_std=[0.3] * 3)
+    trained_and_saved(hub_network(), tmp_path, processing_class=given)
+    assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == [0.1] * 3
+
+
+def test_processor_is_described_for_rgb_images_of_a_known_size_only():
+    classifier = PixelClassifier(hub_network(), [0.5] * 3, [0.5] * 3)
+    assert classifier.processor_settings() is None
+    classifier.record_image_size(1, 24, 40)
+    assert classifier.processor_settings() is None
+    timm_network = create_model("resnet8_cifar", 3, image_size=32)
+    assert timm_network.image_shape == (3, 32, 32) and timm_network.processor_settings() is None
 
 
 def test_trained_student_is_shown_pictures_of_the_size_and_under_the_names_it_was_trained_with(tmp_path):
