@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -76,6 +76,15 @@ class StepMetrics:
         self._sums, self._latest, self._count = {}, {}, 0
         found = dict(zip(names, numbers, strict=True))
         return {name: value for name, value in found.items() if value or not name.startswith("attack_")}
+
+    def snapshot(self) -> Callable[[], None]:
+        """Remember what was collected; what is returned goes back to it."""
+        sums, latest, count = dict(self._sums), dict(self._latest), self._count
+
+        def put_back() -> None:
+            self._sums, self._latest, self._count = sums, latest, count
+
+        return put_back
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was collected since the last log, as plain numbers (waits for the device)."""

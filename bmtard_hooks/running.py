@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,7 +41,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
     teachers: dict[str, PixelClassifier]
     _window: AccumulationWindow
     _own_directory = False  # becomes true with the first training, which may then be repeated
-    _kept_buffers: list[tuple[Tensor, Tensor]]
+    _put_back: list[Callable[[], None]]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, after every check that does not need a step. See ``Trainer.train``.
@@ -142,7 +143,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         """
         window = self._window
         if self._finite.skips and window.position == 0:
-            self._kept_buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+            self._put_back = self._snapshots()
         if not window.left_out:
             try:
                 return step(model, inputs, num_items_in_batch)
@@ -155,15 +156,29 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             window.clear()
         return self._tr_loss / parts
 
+    def _snapshots(self) -> list[Callable[[], None]]:
+        """Remember all that a step moves beside what the optimizer does."""
+        reacting = {
+            id(getattr(react, "__self__", None))
+            for event in ("on_crafted", "on_losses")
+            for react in self.listeners(event)
+        }
+        buffers = [partial(buffer.data.copy_, buffer.clone()) for buffer in self.model.buffers()]
+        callbacks = [callback.snapshot() for callback in self.distillation_callbacks() if id(callback) in reacting]
+        return [*buffers, self.distillation.snapshot(), self._metrics.snapshot(), *callbacks]
+
     def _leave_out(self, reason: str) -> None:
         self._window.left_out = True
-        for buffer, value in self._kept_buffers:
-            buffer.data.copy_(value)
+        for put_back in self._put_back:
+            put_back()
         logger.warning("%s This step is left out, the %d. of the run", reason, self._finite.skipped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = self._grad_norm = super()._get_grad_norm(model, grad_norm)
-        if self._window.left_out or self.accelerator.mixed_precision == "fp16":
+        if self._window.left_out:
+            return norm
+        if self.accelerator.mixed_precision == "fp16":
+            self._finite.succeed()
             return norm  # fp16's gradient scaler leaves such steps out itself, and lowers its scale
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         try:

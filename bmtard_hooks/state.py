@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,18 @@ class DistillationState:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             current.clear()
             current.update({name: torch.tensor(v, dtype=dtype, device=device) for name, v in saved.items()})
+
+    def snapshot(self) -> Callable[[], None]:
+        """Remember every value on its device; what is returned puts all of them back."""
+        groups = [*self._groups().values(), self._next_temperatures]
+        kept = [[(name, value, value.clone()) for name, value in group.items()] for group in groups]
+
+        def put_back() -> None:
+            for group, values in zip(groups, kept, strict=True):
+                group.clear()
+                group.update({name: value.copy_(before) for name, value, before in values})
+
+        return put_back
 
     def _groups(self) -> dict[str, dict[str, Tensor]]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -72,6 +73,21 @@ class DistillationCallback(TrainerCallback):
             class_sums: name to ``(K,)`` float64 tensor, summed over the images of each class in the whole step.
             **kwargs: ``model``, ``optimizer``, ``lr_scheduler`` … as in every Trainer event.
         """
+
+    def snapshot(self) -> Callable[[], None]:
+        """Remember the state before a step that may be left out (``max_skipped_steps``); what is returned goes back to it.
+
+        That is what ``state_dict`` and ``tensors`` return. Asked of callbacks with ``on_crafted`` or ``on_losses``, before
+        every step.
+        """
+        numbers = copy.deepcopy(self.state_dict())
+        tensors = {name: value.clone() for name, value in self.tensors().items()}
+
+        def put_back() -> None:
+            self.load_state_dict(numbers)
+            self.load_tensors(tensors)
+
+        return put_back
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for this callback, as plain JSON values."""

@@ -1,10 +1,13 @@
 """Numbers that go wrong: the run stops, names the first, the step and the likely cause; or leaves the step out and counts it."""
 
+import copy
+
 import pytest
 import torch
 from conftest import sharp_net, tiny_data, tiny_net
 from transformers import TrainerCallback
 
+from bmtard_hooks import DistillationCallback
 from bmtard_hooks.checkpoint_folders import checkpoints, why_unusable
 
 
@@ -149,6 +152,67 @@ def test_step_that_is_left_out_changes_nothing_and_is_counted(faulty, kind, accu
     assert [row.get("skipped_steps") for row in logs] == [None, None, 1, 1, 1, 1]
     assert all(abs(row["loss"]) < 1e3 for row in logs)
     record_property("bad numbers caught", 1)
+
+
+class Remembers(DistillationCallback):
+    """Keeps a number and a tensor of every step, as a callback of a user may."""
+
+    def __init__(self):
+        self.steps, self.total = [], torch.zeros(2)
+
+    def on_losses(self, args, state, control, *, losses, **kwargs):
+        self.steps.append(state.global_step + 1)
+        self.total += state.global_step + 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+    def tensors(self):
+        return {"total": self.total}
+
+    def load_tensors(self, tensors):
+        self.total = tensors["total"]
+
+
+class Balances(TrainerCallback):
+    """Reads the balance after every step."""
+
+    def __init__(self):
+        self.trainer, self.states = None, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        callbacks = [callback.state_dict() for callback in self.trainer.distillation_callbacks()]
+        self.states.append(copy.deepcopy([self.trainer.distillation.state_dict(), callbacks]))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("method", ["bmtard", "fair_ard", "absld"])
+def test_step_left_out_for_its_gradient_moves_neither_balance_nor_callbacks(faulty, method, accumulation):
+    remembers, balances = Remembers(), Balances()
+    options = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
+    trainer = faulty(
+        *("gradient", 1, 3), max_skipped_steps=1, method=method, temperature_rate=0.5, weight_rate=0.5, **options
+    )
+    trainer.add_callback(remembers)
+    trainer.add_callback(balances)
+    balances.trainer = trainer
+    before = trainer.distillation.state_dict()
+    trainer.train()
+    states = balances.states
+    assert states[0][0] == before and states[2] == states[1] and states[3] != states[2]
+    assert remembers.steps == [2, 4, 5, 6] and remembers.total.tolist() == [17, 17]
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [any(name.startswith("loss_") for name in row) for row in rows] == [False, True, False, True, True, True]
+
+
+def test_steps_left_out_in_fp16_are_counted_in_a_row_only_if_they_are(faulty, monkeypatch):
+    trainer = faulty("loss", 2, 4, 6, max_skipped_steps=1)
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", property(lambda self: "fp16"))  # in name only
+    trainer.train()
+    assert trainer.state.global_step == 6 and trainer._finite.skipped == 3
 
 
 def test_more_steps_in_a_row_than_allowed_stop_the_run(faulty, tmp_path):
