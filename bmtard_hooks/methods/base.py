@@ -170,6 +170,7 @@ class Method(ABC):
         parts = [part for part in self.part_weights if part not in self.unbalanced]
         self._refuse_idle_balance(parts)
         if self.balances_entropy if config.entropy_balance is None else config.entropy_balance:
+            self._refuse_ratio_of_many()
             callbacks.append(
                 EntropyBalance(
                     config.temperature_rate,
@@ -193,6 +194,14 @@ class Method(ABC):
         if self.config.loss_balance and len(parts) < 2:
             raise ValueError(
                 f"loss_balance=True has nothing to do: method {self.name!r} has {len(parts)} loss part to weigh"
+            )
+
+    def _refuse_ratio_of_many(self) -> None:
+        teachers = self.temperatures()
+        if self.config.entropy_rule == "ratio" and len(teachers) > 2:
+            raise ValueError(
+                f"entropy_rule='ratio' compares two teachers, and method {self.name!r} balances {', '.join(teachers)}: pass "
+                "entropy_rule='difference'"
             )
 
 

@@ -48,6 +48,11 @@ def test_unknown_name_is_refused(row, request):
     option("loss_balance=True", "1 loss part", "method 'sat'", method="sat", loss_balance=True),
     option("clean_weight=1.0", "robust as loss parts", "method 'sat'", method="sat", clean_weight=1.0),
     option("igdm_balanced=True", "nothing to do", "pass igdm_weight", igdm_balanced=True),
+    option(
+        *("entropy_rule='ratio'", "compares two teachers", "pass entropy_rule='difference'"),
+        method="bmtard_union",
+        entropy_rule="ratio",
+    ),
     option("norm='l2'", "in linf with eps", "leave norm out", method="bmtard_union", norm="l2"),
     option("iad_clean_alpha=0.25", "sum to at most 1", "pass two weights", iad_variant=2, iad_alpha=0.9),
     option("min_class_weight=3.0", "max_class_weight=2.5", "pass a number up to", min_class_weight=3.0),
