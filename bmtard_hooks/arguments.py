@@ -180,7 +180,9 @@ def parse(
     parser.set_defaults(**_known_only(dict(defaults or {}), known, "defaults"))
     path = _config_path(argv)
     lists = {entry.name for kind in types for entry in fields(kind) if "list" in str(entry.type).lower()}
-    from_file = _as_words(read_options(path, known), lists, path) if path is not None else []
+    given = read_options(path, known) if path is not None else {}
+    parser.set_defaults(**{name: [] for name, value in given.items() if value == [] and name in lists})
+    from_file = _as_words(given, lists, path) if path is not None else []
     *parsed, _, unknown = parser.parse_args_into_dataclasses(
         [*from_file, *argv], return_remaining_strings=True, look_for_args_file=False
     )
@@ -253,7 +255,7 @@ def _known_only(options: dict[str, Any], known: set[str], where: str) -> dict[st
 def _as_words(options: Mapping[str, Any], lists: set[str], path: Path) -> list[str]:
     words: list[str] = []
     for key, value in options.items():
-        if value is None:
+        if value is None or (value == [] and key in lists):  # which no words can say
             continue
         if isinstance(value, list) and key not in lists and len(value) != 1:
             raise ValueError(f"{path}: {key} is the list {value}, expected one value: write `{key}: value`")
