@@ -211,8 +211,8 @@ def _check_reach(trainer: BMTARDTrainer) -> None:
     for option, settings in attacks.items():
         if settings is not None and settings.falls_short:
             logger.warning(
-                "%d steps of %s=%.4g together do not reach the radius eps=%.4g: a weak attack. Step sizes do not follow eps, so set "
-                "%s too, for example to %.4g",
+                "%d steps of %s=%.4g together do not reach the radius eps=%.4g: a weak attack. Set %s to "
+                "more, for example to %.4g",
                 *(settings.steps, option, settings.step_size, settings.eps),
                 *(option, 2.5 * settings.eps / settings.steps),
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from bmtard_hooks.attacks.pgd import PGDSettings
+from bmtard_hooks.attacks.pgd import PGDSettings, default_step
 from bmtard_hooks.callbacks.entropy_balance import EntropyBalance
 from bmtard_hooks.callbacks.loss_balance import LossBalance
 from bmtard_hooks.data import AUGMENTATIONS
@@ -23,6 +23,7 @@ from bmtard_hooks.stopping import SIGNALS
 logger = logging.getLogger(__name__)
 
 PAPER_PGD = PGDSettings()
+EVALUATION_STEP = 0.003
 PAPER_AUGMENT = "crop_flip"
 PAPER_PADDING = 4
 
@@ -59,7 +60,10 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
     log_eps: float = option(1e-5, "Added inside the teacher's logarithm (authors' code); 0 gives the true KL.")
 
     eps: float = option(8 / 255, "Radius of the training attack in pixel scale.")
-    step_size: float | None = option(None, "Step of the training attack (None: the method's; 2/255 for most).")
+    step_size: float | None = option(
+        None,
+        "Step of the training attack (None: the method's, 2/255 for most; in L2 the same share of eps as of 8/255 in linf).",
+    )
     steps: int = option(10, "Steps of the training attack.")
     norm: str = option("linf", "Norm of the attacks: linf or l2.")
     start: str | None = option(None, "Start of the training attack: normal, uniform, zero (None: the method's).")
@@ -74,7 +78,11 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
 
     eval_attack: bool = option(True, "Attack the evaluation set too and report robust accuracy and W-Robust.")
     eval_attack_eps: float | None = option(None, "Radius of the evaluation attack (None: that of training).")
-    eval_attack_step_size: float = option(0.003, "Step of the evaluation attack (authors' checkpoint selection).")
+    eval_attack_step_size: float | None = option(
+        None,
+        "Step of the evaluation attack (None: 0.003, authors' checkpoint selection; in L2 the same share of the radius as of "
+        "8/255 in linf).",
+    )
     eval_attack_steps: int = option(20, "Steps of the evaluation attack.")
     w_robust_clean_weight: float = option(0.5, "Weight of clean accuracy in W-Robust (Eq. 22).")
 
@@ -230,14 +238,11 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
     def train_attack(self) -> PGDSettings:
         """Describe the inner attack of training: B-MTARD's, changed by the method, changed by explicit options."""
         settings = PAPER_PGD.replace(**(method_class(self.method).attack or {}))
-        return settings.replace(
-            eps=self.eps,
-            step_size=self.step_size,
-            steps=self.steps,
-            norm=self.norm,
-            start=self.start,
-            train_mode=self.attack_train_mode,
+        settings = settings.replace(
+            eps=self.eps, steps=self.steps, norm=self.norm, start=self.start, train_mode=self.attack_train_mode
         )
+        step = default_step(settings.step_size, settings) if self.step_size is None else self.step_size
+        return settings.replace(step_size=step)
 
     @property
     def evaluation_attack_name(self) -> str:
@@ -246,14 +251,15 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
 
     def evaluation_attack(self) -> PGDSettings:
         """Describe the attack of ``evaluate()``: PGD-20 with cross-entropy from a uniform start."""
-        return PGDSettings(
+        settings = PGDSettings(
             eps=self.eps if self.eval_attack_eps is None else self.eval_attack_eps,
-            step_size=self.eval_attack_step_size,
             steps=self.eval_attack_steps,
             norm=self.norm,
             start="uniform",
             clip_start=True,
         )
+        given = self.eval_attack_step_size
+        return settings.replace(step_size=default_step(EVALUATION_STEP, settings) if given is None else given)
 
 
 def _has_fast_bf16() -> bool:

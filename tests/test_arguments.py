@@ -29,6 +29,27 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
     assert extra.model == "x"
 
 
+def test_empty_list_in_a_file_is_an_empty_list(tmp_path):
+    *_, config = parsed(tmp_path, "stop_signals: []")
+    assert config.stop_signals == []
+    *_, config = parsed(tmp_path, "stop_signals: []", ["--stop_signals", "SIGINT"])
+    assert config.stop_signals == ["SIGINT"]
+    with pytest.raises(ValueError, match=r"steps is the list \[\], expected one value"):
+        parsed(tmp_path, "steps: []")
+
+
+def test_default_steps_of_attacks_in_l2_are_a_share_of_the_radius(tmp_path):
+    def steps(**options):
+        config = BMTARDConfig(output_dir=str(tmp_path), **options)
+        return config.train_attack().step_size, config.evaluation_attack().step_size
+
+    assert steps(eps=0.1) == steps() == (2 / 255, 0.003)
+    assert steps(norm="l2", eps=0.5) == pytest.approx((0.125, 0.003 * 0.5 * 255 / 8))
+    assert steps(norm="l2", eps=0.5, eval_attack_eps=1.0)[1] == pytest.approx(0.003 * 255 / 8)
+    assert steps(norm="l2", eps=0.5, method="trades")[0] == pytest.approx(0.007 * 0.5 * 255 / 8)
+    assert steps(norm="l2", eps=0.5, step_size=0.1, eval_attack_step_size=0.05) == (0.1, 0.05)
+
+
 def test_command_line_wins_over_the_file(tmp_path):
     _, data, config = parsed(
         tmp_path, "steps: 7\ndataset: a", ["--steps", "3", "--entropy_balance", "false", "--bf16", "false"]

@@ -213,7 +213,11 @@ def test_a_loss_that_ignores_attack_and_teachers_is_refused(tmp_path):
     [
         ({"eps": 0.2, "steps": 10}, ["10 steps of step_size=0.007843", "20 steps of eval_attack_step_size=0.003"]),
         ({"eps": 0.2, "steps": 10, "step_size": 0.05, "eval_attack": False}, []),
-        ({"norm": "l2", "eps": 0.5, "step_size": 0.125}, ["20 steps of eval_attack_step_size=0.003 together do not"]),
+        ({"norm": "l2", "eps": 0.5}, []),
+        (
+            {"norm": "l2", "eps": 0.5, "eval_attack_step_size": 0.02},
+            ["20 steps of eval_attack_step_size=0.02 together"],
+        ),
         ({"method": "natural", "eps": 0.05}, []),
         ({}, []),
     ],

@@ -65,6 +65,19 @@ class PGDSettings:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
+def default_step(step: float, settings: PGDSettings) -> float:
+    """Fit a step that was chosen for a radius of 8/255 in L-infinity to another norm.
+
+    Args:
+        step: the step.
+        settings: ``norm`` and ``eps`` are read.
+
+    Returns:
+        In L-infinity the step itself, whatever the radius; in L2, where radii are larger, as large a share of the radius.
+    """
+    return step if settings.norm == "linf" else step * settings.eps / PGDSettings.eps
+
+
 def _check_length(name: str, value: float, norm: str) -> None:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name}={value} must be a positive number: pixels are in [0, 1], the paper's eps is 8/255")
