@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.trainer_pt_utils import nested_gather
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.events import FiresEvents
 from bmtard_hooks.observation import StepMetrics
+from bmtard_hooks.state import load_state
 from bmtard_hooks.stopping import DeafWorker, EvaluationAbandoned, StoppedBySignal, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class GoesOn(FiresEvents):
     _resumed: dict[str, Any] | None = None
     _due: dict[str, bool] | None = None
     _epoch_ended_at = -1
+    _pass: tuple[int, int] | None = None  # of a stream: its number, and how many steps were taken before it
     _workers_are_deaf = False  # nor will they be with a loader of a user's
     _grad_norm: Any = None
     _learning_rate: float | None = None
@@ -61,7 +64,13 @@ class GoesOn(FiresEvents):
             "due": self._due or {"evaluate": False, "save": False},
             "epoch_end_due": self._epoch_is_over() and self._epoch_ended_at != self.state.global_step,
             "stopping": self.control.should_training_stop and self.state.global_step < self.state.max_steps,
+            **({} if self._pass is None else {"pass": self._pass_to_go_on_with(self._pass)}),
         }
+
+    def _pass_to_go_on_with(self, running: tuple[int, int]) -> tuple[int, int]:
+        step = self.state.global_step
+        over = self._epoch_ended_at == step < self.state.max_steps and not self.control.should_training_stop
+        return (running[0] + 1, step) if over else running
 
     def _epoch_is_over(self) -> bool:
         epoch = self.state.epoch or 0.0
@@ -121,9 +130,34 @@ class GoesOn(FiresEvents):
 
     # The loop.
 
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Find where a run goes on: its epoch, or the pass of a stream, and how many micro-batches of it are done.
+
+        Transformers takes all steps of a run for one pass of a stream whose length it does not know. A stream that ends
+        earlier would be skipped to its end, and the pass that was interrupted begun anew.
+        """
+        place = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)  # type: ignore[misc]
+        self._pass = (-1, 0) if epochs == sys.maxsize else None  # its number of epochs for a stream
+        if self._pass is None or checkpoint is None:
+            return place
+        stored, step = load_state(checkpoint).get("run", {}).get("pass"), self.state.global_step
+        if stored is None:
+            if (self.state.epoch or 0.0) >= 1:
+                logger.warning(
+                    "%s does not say how far its stream was read: images of a pass may come again", checkpoint
+                )
+            return place
+        self._pass = (stored[0], step if self.args.ignore_data_skip else stored[1])
+        return self._pass[0], (step - self._pass[1]) * self.args.gradient_accumulation_steps
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # a run that is resumed at its end would take one step more
-        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+        if self.state.global_step >= self.state.max_steps:  # a run that is resumed at its end would take one step more
+            self.control.should_training_stop = True  # and there is always a next pass of a stream
+        if self._pass is not None and self._pass[0] != kwargs["epoch"]:
+            self._pass = (kwargs["epoch"], self.state.global_step)
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _get_learning_rate(self) -> float:
