@@ -112,6 +112,7 @@ def everything_small():
         patch.setattr(evaluator, "make_settings", _few_checks)
         patch.setattr(recipe, "measure", _student_alone(recipe.measure))
         patch.setattr(plots_of_runs, "DPI", COARSE)
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         patch.setattr(report_outputs, "draw_figures", partial(report_outputs.draw_figures, dpi=COARSE))
         patch.setattr(quickstart, "digits", lambda: whole.subset(range(128)))
         patch.setattr(quickstart, "TEST_IMAGES", 40)
