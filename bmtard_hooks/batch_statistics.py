@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, Sampler
 
 from bmtard_hooks.models.precision import full_precision
 
@@ -15,6 +16,31 @@ def batch_norms(model: nn.Module) -> list[Any]:
     """Find the BatchNorm layers that keep running statistics."""
     found = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [norm for norm in found if norm.track_running_stats and norm.running_mean is not None]
+
+
+class BatchesOfSeveral(Sampler[list[int]]):
+    """Gives indices in batches; one that is left over joins the batch before it, because BatchNorm may not take it alone.
+
+    Args:
+        order: gives the indices.
+        size: of a batch. If it is 1, batches of one are what was asked for.
+    """
+
+    def __init__(self, order: Sampler[int], size: int) -> None:
+        self.order, self.size = order, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Go through all indices once."""
+        before: list[int] = []
+        for batch in BatchSampler(self.order, self.size, drop_last=False):
+            if len(batch) == 1 < self.size:
+                before += batch
+                break
+            if before:
+                yield before
+            before = batch
+        if before:
+            yield before
 
 
 @torch.no_grad()

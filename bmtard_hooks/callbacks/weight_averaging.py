@@ -11,10 +11,10 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerState, set_seed
 
-from bmtard_hooks.batch_statistics import batch_norms, estimate_statistics
+from bmtard_hooks.batch_statistics import BatchesOfSeveral, batch_norms, estimate_statistics
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.randomness import keyed_generator, untouched_randomness
@@ -170,13 +170,14 @@ class WeightAveraging(DistillationCallback):
         trainer, args = self.trainer, self.trainer.args
         seed = trainer.crafter.seed or 0
         set_seed(keyed_generator(seed, "averaging", self.updates).initial_seed() % 2**32)  # dropout, random transforms
+        generator = keyed_generator(seed, "averaging order", self.updates)
+        order = RandomSampler(trainer.train_dataset, generator=generator)  # a batch of one class would vary too little
         loader = DataLoader(
             trainer.train_dataset,
-            args.train_batch_size,
-            shuffle=True,  # a batch of one class would have too small a variance
+            batch_sampler=BatchesOfSeveral(order, trainer._train_batch_size),  # as auto_find_batch_size left it
             collate_fn=trainer.data_collator,
             num_workers=args.dataloader_num_workers,
-            generator=keyed_generator(seed, "averaging order", self.updates),
+            generator=generator,
         )
         for index, batch in enumerate(loader):
             key = ("averaging", self.updates, index)
