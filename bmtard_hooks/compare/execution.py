@@ -31,6 +31,7 @@ from bmtard_hooks.compare.record import (
     run_lock,
     write_record,
 )
+from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.evaluation.environment import device_name, package_versions, source_commit
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
 from bmtard_hooks.models import PixelClassifier, create_model
@@ -110,6 +111,7 @@ def _train(run: Run, plan: Plan, say: Say) -> None:
     for name, reason in passed_over.items():
         say(f"{run.name}: {name} is not used: {reason}")
     clock = Clock(run.directory)
+    _set_up_process(run.config)
     trainer = BMTARDTrainer(
         plan.first_student(run),
         run.config,
@@ -125,6 +127,12 @@ def _train(run: Run, plan: Plan, say: Say) -> None:
     training = {**_facts(trainer, run, plan), "seconds": clock.seconds()}
     training["weights"] = fingerprint_classifier(_saved(run))
     write_record(run.directory, Record(TRAINED, run.identity, training))
+
+
+def _set_up_process(config: BMTARDConfig) -> None:
+    """Let Accelerate forget the run before, because it keeps one precision and one device for the whole process."""
+    vars(config).pop("_setup_devices", None)  # which transformers would not do twice
+    _ = config.device  # sets everything up anew
 
 
 def _saved(run: Run) -> PixelClassifier:

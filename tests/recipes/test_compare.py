@@ -202,6 +202,13 @@ def test_two_processes_give_what_one_gives(command, finished, tmp_path, capfd, m
     assert "sat/seed0 test: clean" in capfd.readouterr().out
 
 
+def test_rows_may_differ_in_precision(command, tmp_path):
+    rows = ("--methods", "sat", "half=sat:bf16=true", "whole=sat")
+    assert compare.main(command(tmp_path, *rows, "--num_train_epochs", 1, "--processes", 1)) == 0
+    weights = [trained(tmp_path, f"{name}/seed0")["weights"] for name in ("sat", "half", "whole")]
+    assert weights[0] == weights[2] != weights[1]
+
+
 def test_only_some_runs_can_be_done(command, tmp_path):
     argv = command(tmp_path, "--methods", "natural", "sat", num_train_epochs=1)
     assert compare.main([*argv, "--only", "sat/seed0"]) == 0
