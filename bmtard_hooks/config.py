@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -17,7 +18,7 @@ from bmtard_hooks.data import AUGMENTATIONS
 from bmtard_hooks.environment_checks import require_environment
 from bmtard_hooks.methods import make_method, method_class
 from bmtard_hooks.option_checks import require_kinds, require_ranges
-from bmtard_hooks.options import MethodOptions, option, require, require_finite
+from bmtard_hooks.options import FilledNumber, FilledWord, MethodOptions, option, require, require_finite
 from bmtard_hooks.stopping import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Label columns."})
 
     def __post_init__(self) -> None:
+        self._take_back()
         no_accelerator = not torch.accelerator.is_available()
         if self.fp16 and (self.use_cpu or no_accelerator):
             raise ValueError("fp16=True on a CPU would silently train in float32: pass bf16=True, or no precision")
@@ -138,9 +140,9 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         self._check_ranges()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             attacked = self.eval_attack and method_class(self.method).attack is not None
-            self.metric_for_best_model = "w_robust" if attacked else "clean_accuracy"
+            self.metric_for_best_model = FilledWord("w_robust" if attacked else "clean_accuracy")
         if self.data_seed is None:
-            self.data_seed = self.seed
+            self.data_seed = FilledNumber(self.seed)
         if self.ddp_broadcast_buffers is None:
             # The Trainer broadcasts before every attack, evaluation and checkpoint, which is where it matters. DDP's own
             # broadcast, between the two forwards of a step, breaks BatchNorm's backward before pytorch#175851.
@@ -148,6 +150,18 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
         super().__post_init__()
         if self.eval_attack and (self.bf16_full_eval or self.fp16_full_eval):
             raise ValueError("bf16_full_eval/fp16_full_eval would quantise the attacked images: leave them off")
+
+    def _take_back(self) -> None:
+        """Take back what was filled in for the config that this one is a changed copy of (``dataclasses.replace``)."""
+        if isinstance(self.data_seed, FilledNumber):
+            self.data_seed = None
+        if isinstance(self.metric_for_best_model, FilledWord):
+            self.metric_for_best_model = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values, also those that were filled in. See ``TrainingArguments``."""
+        kinds = {FilledNumber: int, FilledWord: str}
+        return {name: kinds.get(type(value), lambda kept: kept)(value) for name, value in super().to_dict().items()}
 
     @property
     def device(self) -> torch.device:

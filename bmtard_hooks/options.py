@@ -10,6 +10,14 @@ from typing import Any
 from bmtard_hooks.attacks.pgd import PGDSettings
 
 
+class FilledNumber(int):
+    """A whole number that nobody gave, so that ``dataclasses.replace`` finds it anew; otherwise like any other."""
+
+
+class FilledWord(str):
+    """A word that nobody gave, likewise."""
+
+
 def option(default: Any, help: str) -> Any:
     """Declare a field of a dataclass of options, with its line for ``--help``."""
     return field(default=default, metadata={"help": help})

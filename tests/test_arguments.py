@@ -1,4 +1,6 @@
-from dataclasses import dataclass
+import json
+import pickle
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -48,6 +50,27 @@ def test_default_steps_of_attacks_in_l2_are_a_share_of_the_radius(tmp_path):
     assert steps(norm="l2", eps=0.5, eval_attack_eps=1.0)[1] == pytest.approx(0.003 * 255 / 8)
     assert steps(norm="l2", eps=0.5, method="trades")[0] == pytest.approx(0.007 * 0.5 * 255 / 8)
     assert steps(norm="l2", eps=0.5, step_size=0.1, eval_attack_step_size=0.05) == (0.1, 0.05)
+
+
+def test_a_changed_copy_of_a_config_fills_in_anew_what_was_not_given(make_config):
+    choosing = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    base = make_config(seed=0, **choosing)
+    assert (base.data_seed, base.metric_for_best_model) == (0, "w_robust")
+    for changes in ({"seed": 1}, {"eval_attack": False}, {"method": "natural", "seed": 2}):
+        for origin in (base, pickle.loads(pickle.dumps(base)), replace(base, seed=5)):
+            copied, made = replace(origin, **{"seed": 0, **changes}), make_config(**{"seed": 0, **choosing, **changes})
+            assert copied.to_dict() == made.to_dict()
+    given = make_config(seed=0, data_seed=0, metric_for_best_model="w_robust", **choosing)
+    kept = replace(given, seed=1, eval_attack=False)
+    assert (kept.data_seed, kept.metric_for_best_model) == (0, "w_robust")
+
+
+def test_filled_in_options_are_written_as_plain_values(make_config):
+    options = make_config(seed=3, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    written = options.to_dict()
+    assert (type(written["data_seed"]), type(written["metric_for_best_model"])) == (int, str)
+    assert json.loads(options.to_json_string())["data_seed"] == 3
+    assert options.to_sanitized_dict()["data_seed"] == 3
 
 
 def test_command_line_wins_over_the_file(tmp_path):
