@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from enum import Enum
@@ -30,6 +31,9 @@ WITHOUT_INFLUENCE = {
 
 PREFIXES_WITHOUT_INFLUENCE = ("logging_", "log_", "hub_", "push_to_hub", "trackio_", "include_for_")
 
+
+OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+"""Options whose product is the number of images in a step."""
 
 OF_THE_COURSE = ("save_", "eval_")
 """How the names of options begin that say when a run saves and evaluates."""
@@ -85,10 +89,10 @@ def _digest(teacher: PixelClassifier) -> str:
 
 
 def compare_origin(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
-    """Refuse to go on with other teachers or data, and warn of other options.
+    """Refuse to go on with other teachers, data or images per step, and warn of other options.
 
     Args:
-        saved: what the run began with.
+        saved: what the run began with, see ``describe_origin``, and ``images_per_step``.
         now: what it would go on with.
         checkpoint: for the message.
 
@@ -106,6 +110,7 @@ def compare_origin(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint:
             f"train_dataset has {now['train_rows']} rows, the run of {checkpoint} began with {saved['train_rows']}: pass the same "
             "data, or start anew in another output_dir"
         )
+    _require_same_step(saved, now, checkpoint)
     changed = [
         f"{name} {saved['options'][name]!r} -> {value!r}"
         for name, value in now["options"].items()
@@ -116,3 +121,33 @@ def compare_origin(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint:
             "the run goes on with other options than it began with, so it does not equal an uninterrupted one: %s",
             ", ".join(changed),
         )
+
+
+def _require_same_step(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: str) -> None:
+    """Refuse other images per step: steps done would count as other epochs, so the run would end early or late."""
+    before, images = saved.get("images_per_step"), now["images_per_step"]
+    if before is None:  # a checkpoint of an older release
+        before, images = (_product(origin["options"]) for origin in (saved, now))
+    if before == images or None in (before, images):
+        return
+    size, steps = (now["options"][name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    larger = {
+        "gradient_accumulation_steps": (steps * before, images),
+        "per_device_train_batch_size": (size * before, images),
+    }
+    fixes = [f"{name}={above // below}" for name, (above, below) in larger.items() if above % below == 0]
+    fix = f"pass {fixes[0]}" if fixes else "pass the same batch size, accumulation and number of processes"
+    raise ValueError(
+        f"a step has {images} images ({_factors(now)}), the run of {checkpoint} had {before} ({_factors(saved)}): it would count its "
+        f"epochs anew, and end early or late. To go on with {before}, {fix}; or start anew in another output_dir"
+    )
+
+
+def _product(options: Mapping[str, Any]) -> int | None:
+    if options.get("auto_find_batch_size"):
+        return None  # the size that was found is not among the options
+    return math.prod(int(options[name]) for name in OF_A_STEP)
+
+
+def _factors(origin: Mapping[str, Any]) -> str:
+    return " x ".join(f"{name} {origin['options'][name]}" for name in OF_A_STEP)

@@ -80,8 +80,15 @@ class KeepsDistillationState(ReadsWholeWeights, GoesOn):
                 ) from error
         content = self._distillation_content()
         if run is not None:
-            content |= {"run": run, "finite": self._finite.state_dict(), "begun_with": self._begun_with}
+            content |= {"run": run, "finite": self._finite.state_dict(), "begun_with": self._origin()}
         return json.dumps(content, indent=2, allow_nan=False)
+
+    def _origin(self) -> dict[str, Any] | None:
+        if self._begun_with is None:
+            return None
+        images = self.get_total_train_batch_size(self.args)  # with the size that auto_find_batch_size found
+        shared = self.args.world_size if self.accelerator.split_batches else 1
+        return {**self._begun_with, "images_per_step": images // shared}
 
     def _distillation_content(self) -> dict[str, Any]:
         callbacks = [{"class": type(c).__name__, "state": c.state_dict()} for c in self.distillation_callbacks()]
@@ -106,8 +113,10 @@ class KeepsDistillationState(ReadsWholeWeights, GoesOn):
         saved, now = [c["class"] for c in content["callbacks"]], [type(c).__name__ for c in callbacks]
         if saved != now:
             raise ValueError(f"{checkpoint} has callbacks {saved}, this run has {now}: make them the same to resume")
-        if content.get("begun_with") and self._begun_with:  # not in checkpoints of older releases
-            compare_origin(content["begun_with"], self._begun_with, checkpoint)
+        origin = self._origin()
+        if content.get("begun_with") and origin is not None:  # not in checkpoints of older releases
+            compare_origin(content["begun_with"], origin, checkpoint)
+        self.state.train_batch_size = self._train_batch_size  # other, if fewer images are accumulated more often
         self.distillation.load_state_dict(content)
         self._restore_callbacks(content, checkpoint, callbacks)
         self._resumed = {**content["run"], "checkpoint": checkpoint} if "run" in content else None

@@ -99,6 +99,80 @@ def test_every_checkpoint_holds_the_state_also_when_only_the_model_is_saved(make
     assert content["method"] == "bmtard" and set(content["weights"]) == {"robust", "clean"}
 
 
+def forget(directory, *keys):
+    """Take entries out of what a run began with, as if an earlier release had written the checkpoint."""
+    content = load_state(directory)
+    for key in keys:
+        del content["begun_with"][key]
+    save_state(directory, json.dumps(content))
+    (directory / MANIFEST_NAME).unlink()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"per_device_train_batch_size": 8},
+            r"a step has 8 images \(.*size 8 x .*steps 1 x world_size 1\).* had 4 \(",
+        ),
+        ({"per_device_train_batch_size": 8}, "To go on with 4, pass per_device_train_batch_size=4; or start anew"),
+        ({"per_device_train_batch_size": 1}, "To go on with 4, pass gradient_accumulation_steps=4; or"),
+        ({"gradient_accumulation_steps": 2}, "To go on with 4, pass gradient_accumulation_steps=1; or"),
+        ({"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3}, "pass the same batch size, accum"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_other_images_per_step_are_refused(make_trainer, tmp_path, options, message, old):
+    directory = checkpoint(make_trainer, tmp_path)
+    if old:
+        forget(directory, "images_per_step")
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options).train(resume_from_checkpoint=str(directory))
+
+
+def test_same_images_per_step_in_other_parts_go_on(make_trainer, tmp_path, caplog):
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(**options).train()
+    for stop, parts in ((4, (2, 2)), (6, (4, 1)), (2, (1, 4))):
+        directory = tmp_path / "run" / f"checkpoint-{stop}"
+        resumed = make_trainer(**options, per_device_train_batch_size=parts[0], gradient_accumulation_steps=parts[1])
+        resumed.train(resume_from_checkpoint=str(directory))
+        assert (resumed.state.global_step, resumed.state.epoch) == (
+            8,
+            2,
+        ) and "goes on with other options" in caplog.text
+
+
+def test_batch_size_that_was_found_is_the_one_that_counts_on_resume(make_trainer, tmp_path, monkeypatch):
+    from bmtard_hooks import BMTARDTrainer
+
+    original = BMTARDTrainer.compute_loss
+
+    def too_large(self, model, inputs, *args, **kwargs):
+        if len(inputs["labels"]) > 4:
+            raise RuntimeError("CUDA out of memory.")
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(BMTARDTrainer, "compute_loss", too_large)
+    options = {
+        "per_device_train_batch_size": 8,
+        "auto_find_batch_size": True,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    first = make_trainer(**options)
+    first.train()
+    size = first._train_batch_size
+    assert size <= 4
+    directory = str(tmp_path / "run" / "checkpoint-2")
+    for same in (options, {"per_device_train_batch_size": size}):
+        resumed = make_trainer(**same)
+        resumed.train(resume_from_checkpoint=directory)
+        assert resumed.state.global_step == first.state.global_step
+    with pytest.raises(ValueError, match=f"a step has 8 images .* had {size}"):
+        make_trainer(per_device_train_batch_size=8).train(resume_from_checkpoint=directory)
+
+
 class Counter(DistillationCallback):
     """Remembers how many steps it saw."""
 
