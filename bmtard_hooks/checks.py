@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from bmtard_hooks.checkpoint_folders import checkpoints
 from bmtard_hooks.class_names import names_of_data, names_of_model, require_same_order
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
-from bmtard_hooks.data_checks import check_datasets
+from bmtard_hooks.data_checks import check_batch, check_datasets
 from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.evaluation_checks import check_evaluations
 from bmtard_hooks.image_tensors import decodes_pictures
@@ -155,7 +154,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
         )
     with untouched_randomness(trainer.args.device):
         batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
-        _check_batch(batch, trainer.student)
+        check_batch(batch, trainer.student.num_classes)
         check_networks(trainer, as_pixels(batch["pixel_values"].to(trainer.args.device)))
         _compare_sizes(trainer, *batch["pixel_values"].shape[-2:])
         check_evaluations(trainer)
@@ -233,22 +232,3 @@ def check_output_dir(args: BMTARDConfig, resume: str | bool | None) -> None:
             f"output_dir {directory} holds another run ({found.name}): pass resume_from_checkpoint=True to go on "
             "with it, another output_dir, or overwrite_output_dir=True"
         )
-
-
-def _check_batch(batch: Any, student: PixelClassifier) -> None:
-    missing = [key for key in ("pixel_values", "labels") if key not in batch]
-    if missing:
-        raise ValueError(f"the collator gave {sorted(batch)} without {' and '.join(missing)}: use PGDCollator")
-    pixels, labels = as_pixels(batch["pixel_values"]), batch["labels"]
-    low, high = pixels.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"the collator gave pixel_values from {low:.4g} to {high:.4g}: they must be in [0, 1]. Leave mean/std "
-            "normalisation out of the transforms; the model carries its own"
-        )
-    if student.num_classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < student.num_classes:
-        raise ValueError(
-            f"labels from {int(labels.min())} to {int(labels.max())} do not fit the student's {student.num_classes} classes"
-        )
-    if torch.is_floating_point(labels):
-        raise ValueError(f"labels have dtype {labels.dtype}: pass class indices")

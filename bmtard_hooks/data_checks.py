@@ -1,16 +1,17 @@
-"""What can be seen of a data set without reading it: its kind, its columns, its labels, its first row."""
+"""What can be seen of a data set without reading it (its kind, columns, labels, first row), and of a collated batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.data import is_map_style, label_range
-from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, find_column
+from bmtard_hooks.decoding import IMAGE_COLUMNS, LABEL_COLUMNS, as_pixels, find_column
 
 HOW = "a datasets.Dataset, ImageTensors, or a torch Dataset of {image, label} rows or (image, label) pairs"
 
@@ -75,3 +76,31 @@ def _check_columns(name: str, rows: Any, collator: PGDCollator, classes: int | N
             f"labels go from {extent[0]} to {extent[1]}, but the student has {classes} classes (0 to {classes - 1}): "
             "check label_column and the student's class count"
         )
+
+
+def check_batch(batch: Any, classes: int | None) -> None:
+    """Check a collated batch: pixels in [0, 1] and labels that the student has.
+
+    Args:
+        batch: what the collator gave.
+        classes: of the student, if it says.
+
+    Raises:
+        ValueError: if ``pixel_values`` or ``labels`` are missing, pixels are normalised or labels are none of its classes.
+    """
+    missing = [key for key in ("pixel_values", "labels") if key not in batch]
+    if missing:
+        raise ValueError(f"the collator gave {sorted(batch)} without {' and '.join(missing)}: use PGDCollator")
+    pixels, labels = as_pixels(batch["pixel_values"]), batch["labels"]
+    low, high = pixels.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"the collator gave pixel_values from {low:.4g} to {high:.4g}: they must be in [0, 1]. Leave mean/std "
+            "normalisation out of the transforms; the model carries its own"
+        )
+    if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"labels from {int(labels.min())} to {int(labels.max())} do not fit the student's {classes} classes"
+        )
+    if torch.is_floating_point(labels):
+        raise ValueError(f"labels have dtype {labels.dtype}: pass class indices")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import EarlyStoppingCallback, Trainer
 
 from bmtard_hooks.data import is_map_style
+from bmtard_hooks.data_checks import check_batch
 from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.evaluation.in_training import EvaluatesRobustness
 from bmtard_hooks.evaluation.metrics import RobustMetrics
@@ -82,6 +83,7 @@ def _check_images(trainer: BMTARDTrainer, given: Any) -> None:
             continue
         try:
             batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
+            check_batch(batch, trainer.student.num_classes)
             try_classifier("student", trainer.student, as_pixels(batch["pixel_values"].to(trainer.args.device)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name}: {error}") from error

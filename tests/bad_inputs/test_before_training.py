@@ -203,3 +203,16 @@ def test_model_names_say_what_is_near_or_missing(tmp_path):
         create_model("./nowhere", 10)
     with pytest.raises(ValueError, match="num_classes is missing"):
         create_model("resnet8_cifar")
+
+
+def test_an_evaluation_set_that_is_still_normalised_is_refused(make_trainer):
+    def collate(rows):
+        pixels = torch.stack([row["pixel_values"] for row in rows]).float()
+        return {"pixel_values": pixels / 255 if pixels.max() > 3 else pixels, "labels": torch.tensor([0] * len(rows))}
+
+    forgotten = [{"pixel_values": torch.full((3, 8, 8), -1.5)} for _ in range(4)]
+    trainer = make_trainer(data_collator=collate, eval_dataset=forgotten, eval_strategy="epoch")
+    with pytest.raises(
+        ValueError, match=r"eval_dataset: the collator gave pixel_values from -1.5 to -1.5.*normalisation"
+    ):
+        trainer.train()

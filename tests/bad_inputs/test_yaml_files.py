@@ -37,12 +37,12 @@ HELP = "--help says what each option takes"
     yaml(
         "a list for a number", "trades_beta: [1, 2]", "trades_beta is the list [1, 2]", "expected one value", "write"
     ),
-    yaml("a mapping for a number", "trades_beta: {a: 1}", '{"a": 1}', "float", HELP),
-    yaml("nothing for a number", "trades_beta: ''", "''", "float", HELP),
-    yaml("words for numbers", "lr_milestones: [a]", "'a'", "float", HELP),
+    yaml("a mapping for a number", "trades_beta: {a: 1}", '{"a": 1}', "no number", HELP),
+    yaml("nothing for a number", "trades_beta: ''", "''", "no number", HELP),
+    yaml("words for numbers", "lr_milestones: [a]", "'a'", "no number", HELP),
     yaml("a date for a number", "seed: 2024-01-01", "2024-01-01", "int", HELP),
     yaml("a truth for a number", "seed: true", "'True'", "int", HELP),
-    yaml("a fraction", "eps: 8/255", "8/255", "float", HELP),
+    yaml("a fraction of nothing", "eps: 8/0", "8/0", "no number", HELP),
     yaml("a word for a truth", "eval_attack: maybe", "maybe", "yes/no, true/false", HELP),
     yaml("a list of lines", "- eps: 1", "it holds a list", LINES, "must hold"),
     yaml("a word", "eps", "it holds a str", LINES, "must hold"),
