@@ -40,7 +40,7 @@ class RobustEvaluation(TrainerCallback):
         dataset: images to attack, not those of the final table; by default the Trainer's evaluation set. Columns and colours are
             those of the Trainer's ``PGDCollator``.
         attacks: see ``choose_attacks``. The model is chosen by their worst case.
-        every: epochs between evaluations, 1 or more; the last epoch is always evaluated.
+        every: epochs between evaluations, 1 or more; the last epoch is always evaluated, also one that was stopped early.
         limit: use only the first so many images.
         allow_test_split: accept a data set that calls itself ``test``. Choosing a checkpoint on the test split makes its
             accuracy too good.
@@ -92,7 +92,8 @@ class RobustEvaluation(TrainerCallback):
         return Path(str(self.trainer.args.output_dir)) / BEST
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up the best evaluation of the run that is being resumed."""
+        """Take up the best evaluation of the run that is being resumed; one that begins has none."""
+        self._best = None
         path = self.directory / "report.json"
         if state.global_step == 0 or not path.exists():
             return
@@ -103,9 +104,16 @@ class RobustEvaluation(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate if it is time, log, and keep the model if it is the best so far."""
         epoch = round(state.epoch or 0)
-        last = state.max_steps > 0 and state.global_step >= state.max_steps
-        if epoch % self.every and not last:
-            return
+        last = control.should_training_stop or (state.max_steps > 0 and state.global_step >= state.max_steps)
+        if last or epoch % self.every == 0:
+            self._look(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate the last epoch, if the run was ended after its end: early stopping decides after ``on_epoch_end``."""
+        if "train_runtime" in (kwargs.get("logs") or {}) and not _logged_at(state):  # before another model is loaded
+            self._look(state)
+
+    def _look(self, state: Any) -> None:
         report = self._evaluate()
         self.trainer.log(_metrics(report))
         value = _w_robust(report)
@@ -141,6 +149,11 @@ def _columns(trainer: Trainer) -> dict[str, Any]:
         "label_column": collator.label_column,
         "mode": collator.mode or "RGB",
     }
+
+
+def _logged_at(state: Any) -> bool:
+    step = state.global_step
+    return any(entry.get("step") == step and "robust_eval/clean_accuracy" in entry for entry in state.log_history)
 
 
 def _w_robust(report: RobustnessReport) -> float:

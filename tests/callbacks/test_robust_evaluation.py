@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import tiny_data, tiny_net
 from PIL import Image
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from bmtard_hooks import ImageTensors, PGDCollator, RobustEvaluation
 from bmtard_hooks.callbacks import robust_evaluation
@@ -63,6 +63,57 @@ def test_a_resumed_run_goes_on_comparing_with_the_best_so_far(make_trainer, monk
     best = max(entry["robust_eval/fgsm_w_robust"] for entry in [*logged(first), *logged(again)])
     assert load_report(path).row("fgsm").w_robust == pytest.approx(best)
     assert follower._best == pytest.approx(best) and step in (4, 8)
+
+
+class Stops(TrainerCallback):
+    """Ends a run at the end of its third epoch."""
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop = round(state.epoch) == 3
+
+
+@pytest.mark.parametrize("how", ["before", "after", "early stopping"])
+def test_last_epoch_of_a_run_that_is_stopped_early_is_evaluated_with_its_own_weights(make_trainer, monkeypatch, how):
+    evaluated, trained = [], []
+    options = dict(num_train_epochs=9, method="sat", weight_averaging="ema", averaging_start=0.0)
+    if how == "early stopping":  # the first evaluation is the best, and that model is loaded at the end
+        options |= dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, learning_rate=0.5)
+        options |= dict(metric_for_best_model="score", compute_metrics=lambda _: {"score": 1 / (1 + len(trained))})
+        options["callbacks"] = [EarlyStoppingCallback(2)]
+    elif how == "before":
+        options["callbacks"] = [Stops()]
+    trainer = make_trainer(**options)
+    callback = add(trainer, tiny_data(12, seed=9), "fgsm", every=2)
+    if how == "after":
+        trainer.add_callback(Stops())
+
+    class Look(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            trained.append(held(trainer))
+
+    trainer.add_callback(Look())
+    evaluate = callback._evaluate
+    monkeypatch.setattr(callback, "_evaluate", lambda: (evaluated.append(held(trainer)), evaluate())[1])
+    trainer.train()
+    assert [entry["epoch"] for entry in logged(trainer)] == [2, 3]
+    assert torch.equal(evaluated[0], trained[1]) and torch.equal(evaluated[1], trained[2])
+
+
+def held(trainer):
+    with trainer.averaged_weights():
+        return trainer.model.head.weight.detach().clone()
+
+
+def test_a_second_training_has_a_best_model_of_its_own(make_trainer, monkeypatch):
+    trainer = make_trainer(method="sat")
+    callback = add(trainer, tiny_data(12, seed=9), "fgsm")
+    worth = [0.9, 0.2]
+    monkeypatch.setattr(robust_evaluation, "_w_robust", lambda report: worth[0])
+    trainer.train()
+    before = (callback.directory / "model.safetensors").read_bytes()
+    worth.pop(0)
+    trainer.train()
+    assert callback._best == 0.2 and (callback.directory / "model.safetensors").read_bytes() != before
 
 
 class Killed(TrainerCallback):
