@@ -106,6 +106,19 @@ def test_users_metrics_see_clean_logits_and_are_added(make_trainer):
     assert found["eval_top1"] == found["eval_clean_accuracy"] and "eval_w_robust" in found
 
 
+def test_inputs_of_a_plain_module_reach_the_metrics_that_ask_for_them(make_trainer):
+    seen = []
+    data = tiny_data(10, seed=5)
+    trainer = make_trainer(
+        eval_dataset=data,
+        include_for_metrics=["inputs", "loss"],
+        compute_metrics=lambda found: seen.append(found.inputs) or {"count": len(found.inputs)},
+        per_device_eval_batch_size=4,
+    )
+    assert trainer.evaluate()["eval_count"] == 10
+    assert torch.equal(torch.as_tensor(seen[0]), data.images.float() / 255)
+
+
 def test_attack_can_be_left_out(make_trainer):
     found = make_trainer(eval_attack=False).evaluate()
     assert "eval_clean_accuracy" in found and "eval_w_robust" not in found

@@ -93,6 +93,10 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate the same model on every rank and leave the random numbers of the training alone."""
+        if "inputs" in self.args.include_for_metrics and not hasattr(self.model, "main_input_name"):
+            self.model.main_input_name = (
+                "pixel_values"  # transformers asks every model for the name, plain modules too
+            )
         with self.averaged_weights(), untouched_randomness(self.args.device):
             broadcast_buffers(self.model)
             self.doubt_copy()
