@@ -15,6 +15,7 @@ from bmtard_hooks.attacks.pgd import PGDSettings, pgd
 from bmtard_hooks.config import PAPER_AUGMENT, PAPER_PADDING, BMTARDConfig
 from bmtard_hooks.data import AUGMENTATIONS, augment
 from bmtard_hooks.decoding import as_pixels
+from bmtard_hooks.distributed import rank_key
 from bmtard_hooks.functional import soften
 from bmtard_hooks.models.pixels import logits_of
 from bmtard_hooks.randomness import keyed_generator
@@ -143,7 +144,7 @@ class PGDCollator:
         self._calls += 1
         device = next(self._model.parameters()).device
         on_device = {name: value.to(device) for name, value in batch.items()}
-        crafted = self.craft(self._model, on_device, key=("bound", self._calls))
+        crafted = self.craft(self._model, on_device, key=("bound", self._calls, *rank_key()))
         if self._output == "replace":
             crafted["pixel_values"] = crafted.pop("adv_pixel_values")
         return {name: value.cpu() for name, value in crafted.items()}  # loaders may pin what they get
@@ -154,7 +155,8 @@ class PGDCollator:
         For a plain ``DataLoader`` or a plain ``transformers.Trainer``, which then trains on adversarial images. A plain
         Trainer uses one collator for everything, so its evaluation sees attacked (and augmented) images too: bind a
         collator with ``augment="none"`` and read its accuracy as robust accuracy, or use ``BMTARDTrainer``. Loaders that
-        read one batch ahead make the attack one step old; ``BMTARDTrainer`` has no such delay.
+        read one batch ahead make the attack one step old; ``BMTARDTrainer`` has no such delay. Random numbers depend on the seed, the
+        process and how many batches this object has crafted; no checkpoint holds that count, so a resumed run draws them anew.
 
         Args:
             model: maps pixels in [0, 1] to logits (a tensor or an output with ``.logits``).

@@ -64,6 +64,11 @@ def average_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(value.shape) for (name, value), part in zip(values.items(), split, strict=True)}
 
 
+def rank_key() -> tuple[int, ...]:
+    """Return what keeps this process's random numbers apart from the others'; empty for the first, which draws as one alone."""
+    return (dist.get_rank(),) if is_distributed() and dist.get_rank() else ()
+
+
 def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1

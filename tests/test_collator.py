@@ -315,3 +315,17 @@ def test_copies_keep_the_attack_the_loss_and_the_model():
     second = copy.deepcopy(first)
     second._explicit["eps"] = 0.5
     assert first._explicit["eps"] is None
+
+
+def test_bound_collators_of_several_processes_draw_numbers_of_their_own(monkeypatch):
+    rows = [tiny_data()[index] for index in range(4)]
+
+    def crafted(rank, processes=3):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: processes > 1)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
+        return PGDCollator(eps=0.1, steps=1).bind(tiny_net(0))(rows)["pixel_values"]
+
+    alone, first, second, third = crafted(0, 1), crafted(0), crafted(1), crafted(2)
+    assert torch.equal(alone, first)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
