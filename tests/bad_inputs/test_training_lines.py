@@ -45,7 +45,7 @@ WEIGHTS = "pass checkpoint=FILE, pretrained=True, or a saved directory"
     train("short option", "-e 1", "-e", "a value without an option", HELP),
     train("value too many", "--eps 0.1 0.2", "0.2", "a second value of one that takes one", HELP),
     train("word for a number", "--steps many", "'many'", "int", HELP),
-    train("fraction for a number", "--eps 8/255", "'8/255'", "float", HELP),
+    train("fraction of nothing", "--eps 8/0", "'8/0'", "no number", HELP),
     train("word for a truth", "--channels_last maybe", "maybe", "true/false", HELP),
     train("no value", "--seed", "--seed", "expected one argument", HELP),
     train("NaN", "--learning_rate nan", "learning_rate=nan", "a finite number", "0.1"),

@@ -328,7 +328,8 @@ def test_what_cannot_be_averaged_is_refused(run, make_trainer):
         run("stream", **SWA, **stream).train()
     with pytest.raises(ValueError, match="needs a data set with a length"):
         run("other", **EMA, averaging_statistics="samples", **stream).train()
-    half = make_trainer(tiny_net(0).bfloat16(), method="natural", eval_attack=False, **EMA)
+    half = make_trainer(tiny_net(0), method="natural", eval_attack=False, **EMA)
+    half.model.bfloat16()
     with pytest.raises(ValueError, match="half precision"):
         average_of(half)._copy()
 
