@@ -15,6 +15,7 @@ from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.data_checks import check_batch, check_datasets
 from bmtard_hooks.decoding import as_pixels
+from bmtard_hooks.distributed import is_sharded
 from bmtard_hooks.evaluation_checks import check_evaluations
 from bmtard_hooks.image_tensors import decodes_pictures
 from bmtard_hooks.model_checks import check_networks
@@ -143,7 +144,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     rows: Any = trainer.train_dataset
     if rows is None:
         raise ValueError("train_dataset is None, expected a data set: pass train_dataset= to the Trainer")
-    if not is_map_style(rows):  # looking would use the stream up
+    if not is_map_style(rows):  # looking would use the stream up: see check_first_batch
         with untouched_randomness(trainer.args.device):
             check_evaluations(trainer)
         return
@@ -153,11 +154,28 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
             "bmtard_hooks.image_tensors.as_image_tensors(train_dataset) decodes them once; or set dataloader_num_workers"
         )
     with untouched_randomness(trainer.args.device):
-        batch = trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]])
-        check_batch(batch, trainer.student.num_classes)
-        check_networks(trainer, as_pixels(batch["pixel_values"].to(trainer.args.device)))
-        _compare_sizes(trainer, *batch["pixel_values"].shape[-2:])
+        check_first_batch(trainer, trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]]))
         check_evaluations(trainer)
+
+
+def check_first_batch(trainer: BMTARDTrainer, batch: Any) -> None:
+    """Check the range of a batch's images and its labels, and try the networks on two of them.
+
+    For a stream this is its first batch, before the step that takes it; weights, buffers, modes and random numbers stay as
+    they are.
+
+    Args:
+        trainer: about to train.
+        batch: what the collator gave: ``pixel_values`` ``(B, C, H, W)`` in [0, 1] or bytes, ``labels`` ``(B,)``.
+
+    Raises:
+        ValueError: for missing entries, images outside [0, 1], labels outside the classes, or networks that do not fit.
+    """
+    with untouched_randomness(trainer.args.device):
+        check_batch(batch, trainer.student.num_classes)
+        if not is_sharded(trainer.model):  # a stream's student is by now, and then every forward waits for all ranks
+            check_networks(trainer, as_pixels(batch["pixel_values"][:2].to(trainer.args.device)))
+        _compare_sizes(trainer, *batch["pixel_values"].shape[-2:])
 
 
 def _compare_sizes(trainer: BMTARDTrainer, height: int, width: int) -> None:
