@@ -231,7 +231,7 @@ def _check_reach(trainer: BMTARDTrainer) -> None:
                 "%d steps of %s=%.4g together do not reach the radius eps=%.4g: a weak attack. Set %s to "
                 "more, for example to %.4g",
                 *(settings.steps, option, settings.step_size, settings.eps),
-                *(option, 2.5 * settings.eps / settings.steps),
+                *(option, settings.ample_step),
             )
 
 

@@ -176,7 +176,7 @@ def _falls_short(name: str, attack: Attack) -> str | None:
     search = inner.search() if isinstance(inner, PGD) else None
     if search is None or not search.falls_short:
         return None
-    setting = f"{name}{',' if ':' in name else ':'}step_size={2.5 * search.eps / search.steps:.4g}"
+    setting = f"{name}{',' if ':' in name else ':'}step_size={search.ample_step:.4g}"
     return (
         f"{name} makes {search.steps} steps of {search.step_size:.4g}, which together do not reach the radius {search.eps:.4g}: a weak "
         f"attack. Set its step, for example {setting}."

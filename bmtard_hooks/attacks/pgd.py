@@ -60,6 +60,11 @@ class PGDSettings:
         """Whether all steps together are shorter than the radius, so that the ball's edge is out of reach of the image."""
         return self.steps > 0 and self.steps * self.step_size < self.eps * (1 - 1e-6)
 
+    @property
+    def ample_step(self) -> float:
+        """A step with which all steps together are two and a half radii, as Madry et al. 2018 have it."""
+        return 2.5 * self.eps / self.steps
+
     def replace(self, **changes: Any) -> PGDSettings:
         """Copy the settings with some of them changed; None leaves a value as it is."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})

@@ -119,10 +119,8 @@ class RobustEvaluation(TrainerCallback):
         value = _w_robust(report)
         if self._best is None or value > self._best:
             self._best = value
-            with self._averaged():
-                self.trainer.save_model(
-                    str(self.directory), _internal_call=True
-                )  # an upload would be of the whole run
+            with self._averaged():  # an internal call, because others upload the whole run
+                self.trainer.save_model(str(self.directory), _internal_call=True)
             if state.is_world_process_zero:
                 report.environment["step"] = state.global_step
                 save_report(report, self.directory / "report.json")
