@@ -21,9 +21,10 @@ def absent_classes(labels: Sequence[int], num_classes: int) -> str | None:
     """
     count, present = len(labels), len(set(labels))
     left_out = num_classes - present
-    # Bounds the probability that random rows of classes of equal size leave out as many: the expected number of such sets.
-    chance = math.exp(_log_choices(num_classes, left_out) + count * _log(1 - left_out / num_classes))
-    if left_out == 0 or chance > UNLIKELY:
+    # The expected number of sets of as many classes that random rows of classes of equal size leave out, which bounds the
+    # probability that there is one; in logarithms, because with thousands of classes it is too large for a float.
+    chance = _log_choices(num_classes, left_out) + count * _log(1 - left_out / num_classes)
+    if left_out == 0 or chance > math.log(UNLIKELY):
         return None
     return f"the first {count} rows hold {present} of {num_classes} classes, as in a data set sorted by class"
 

@@ -179,7 +179,7 @@ def test_first_rows_that_leave_classes_out_are_warned_about(order, limit, warned
     assert ("sorted by class" in caplog.text) == warned
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 10_000])
 def test_random_first_rows_are_hardly_ever_warned_about(classes):
     generator = torch.Generator().manual_seed(0)
     for count in (1, classes // 2, classes, 4 * classes):
