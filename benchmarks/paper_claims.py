@@ -4,8 +4,8 @@
     python benchmarks/paper_claims.py                                    # write again from the archive alone
 
 The archive (by default benchmarks/results/cifar10_small) holds every run as `run.json` (options, commit, versions, seconds),
-`report.json` (the outcome of every image under every attack) and `trainer_state.json` (the log), and `comparison.json` with the
-command. `NOTES.md` in it is put at the head of the page.
+`report.json` (the outcome of every image under every attack), `trainer_state.json` (the log) and the student itself, if it is small
+(`config.json`, `model.safetensors`), and `comparison.json` with the command. `NOTES.md` in it is put at the head of the page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a repository keeps of a comparison: every run's record, log and outcomes, without weights and checkpoints."""
+"""What a repository keeps of a comparison: every run's record, log, outcomes and student, without checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from bmtard_hooks.reporting.report_file import load_report
 COMPARISON = "comparison.json"
 CHECKED = "checked"
 """Directory with the report of `bmtard evaluate`, checks and black-box attacks included, of one B-MTARD student."""
+WEIGHTS = ("config.json", "model.safetensors")
+LARGEST = 1_000_000
+"""Bytes of a student's weights that a repository can carry for every run; larger ones stay where they were trained."""
 DIGITS = 6
 
 
@@ -80,6 +83,9 @@ def _keep_run(source: Path, target: Path, has_log: bool) -> None:
         log = [{key: _rounded(value) for key, value in entry.items()} for entry in run.log]
         state = {"global_step": log[-1].get("step", 0) if log else 0, "log_history": log}
         write_file(target / STATE, json.dumps(state) + "\n")
+    if all((source / name).is_file() for name in WEIGHTS) and (source / WEIGHTS[-1]).stat().st_size <= LARGEST:
+        for name in WEIGHTS:
+            shutil.copy(source / name, target / name)
 
 
 def _rounded(value: Any) -> Any:

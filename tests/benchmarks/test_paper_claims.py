@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from claims.archive import Archive, load  # noqa: E402
 from claims.verdicts import FAILS, HOLDS, NOISE, OPEN, differences, judge, retraining  # noqa: E402
 
+from bmtard_hooks import create_model  # noqa: E402
+from bmtard_hooks.compare.identity import fingerprint_classifier  # noqa: E402
 from bmtard_hooks.evaluation.report import AttackOutcome, RobustnessReport  # noqa: E402
 from bmtard_hooks.plots.runs import Run  # noqa: E402
 
@@ -149,6 +151,33 @@ def test_every_archived_run_says_how_it_was_made():
             if run["state"] == "finished" and "method" in row:
                 record = json.loads((ARCHIVE / run["directory"] / "run.json").read_text())
                 assert record["identity"]["method"] == row["method"] and record["training"]["commit"]
+
+
+@pytest.mark.skipif(not list(ARCHIVE.glob("runs/*/*/model.safetensors")), reason="the archive holds no students")
+def test_archived_students_are_those_that_were_measured():
+    """One of every row: its weights, as `create_model` loads them, have the fingerprint in the record of its evaluation."""
+    for row in ARCHIVE.glob("runs/*"):
+        for weights in sorted(row.glob("*/model.safetensors"))[:1]:
+            record = json.loads((weights.parent / "run.json").read_text())
+            assert fingerprint_classifier(create_model(str(weights.parent)).freeze()) == record["training"]["weights"]
+
+
+def test_students_too_large_for_a_repository_are_left_out(tmp_path, monkeypatch):
+    from claims import archive as archiving
+
+    run = tmp_path / "outputs" / "runs" / "sat" / "seed0"
+    run.mkdir(parents=True)
+    for name in ("run.json", "report.json", "config.json", "model.safetensors"):
+        (run / name).write_text("12345678")
+    rows = [{"label": "sat", "runs": [{"name": "sat/seed0", "state": "finished", "directory": "runs/sat/seed0"}]}]
+    (tmp_path / "outputs" / "comparison.json").write_text(json.dumps({"rows": rows}))
+    for largest, kept in ((8, True), (7, False)):
+        monkeypatch.setattr(archiving, "LARGEST", largest)
+        target = tmp_path / f"archive{largest}"
+        assert archiving.keep(tmp_path / "outputs", target) == ["sat/seed0"]
+        assert (target / "runs/sat/seed0/report.json").is_file()
+        assert (target / "runs/sat/seed0/model.safetensors").is_file() == kept
+        assert (target / "runs/sat/seed0/config.json").is_file() == kept
 
 
 def test_powers_are_tabled_beside_the_row_that_is_alike_but_for_the_power():
