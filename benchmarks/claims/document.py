@@ -98,11 +98,11 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         [verdict.claim, Cell(verdict.verdict, strong=True), verdict.numbers] for verdict in verdicts
     ]
     caption = (
-        "Differences are W-Robust in points ± one standard error, over the choice of test images (paired) and, where any row was "
-        "trained with two seeds, over training again, as the seeds of all such rows together show it. Holds: every "
-        "difference is above 0 at a two-sided 5 % level (Holm's rule over the rows of the line); does not hold: one is below 0 at "
-        "that level; within noise: neither. "
-        "Figures show the first seed."
+        "Differences are W-Robust in points ± one standard error, over the choice of test images (paired) and over training again, "
+        "as all rows with several seeds together show it. Holds: every difference is above 0 at a two-sided 5 % level (Student's t, "
+        "Holm's rule over the rows of the line); does not hold: one is below 0 at that level; within noise: neither. The lines on "
+        "entropies, relative losses and gradients are readings of one run (the first seed), without a test. Relative losses are those to the "
+        "first logged value, a mean over the first steps. Figures show the first seed."
     )
     return Table("Claims", [Column(name, numeric=False) for name in ("Claim", "Here", "Numbers")], rows, caption)
 

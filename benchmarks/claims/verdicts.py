@@ -6,25 +6,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
-
-from bmtard_hooks.compare.numbers import outcomes, paired
+from bmtard_hooks.compare.numbers import WEIGHTED, paired, share_seeds, training_again
+from bmtard_hooks.compare.retraining import ENOUGH
 from bmtard_hooks.evaluation.statistics import holm
-from bmtard_hooks.plots.dynamics import relative_losses
-from bmtard_hooks.plots.runs import ENTROPY, Run, Series
+from bmtard_hooks.plots.runs import ENTROPY, LOSS, Run, Series
 from bmtard_hooks.reporting.presentation import attack_name
 from claims.archive import Archive
 
 HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
 ONE_RUN = " (one run each)"
 """What is added to a verdict that does not know how much training again would change."""
+FEW_RUNS = " (spread between seeds known from few runs)"
+"""What is added to a verdict for which this is known with fewer than ``ENOUGH`` degrees of freedom."""
 LEVEL = 0.05
 """Two-sided error probability, over all comparisons of one claim (Holm)."""
 LAST = 0.25
 """Share of a run, at its end, over which balances are averaged."""
 CLOSED = 0.1
 """Entropies have met if their gap at the end is at most this share of the gap at the beginning."""
+
+NEEDED = {"P1", "P2", "P3", "P4", "A3", "A4"}
+"""Checks without which nothing is said of obfuscated gradients: the paper's four, gradients that exist, and unbounded attacks."""
 
 BMTARD, MTARD, FIXED, TEMPERATURES = "bmtard", "mtard", "baseline", "baseline+ebb"
 OWN = (BMTARD, MTARD, FIXED, TEMPERATURES)
@@ -55,59 +57,19 @@ class Difference:
         value: in [-1, 1].
         error: its standard error, from the choice of images and, as far as it is known, from training again.
         seeds: number of pairs of runs.
-        freedom: degrees of freedom of the error (Welch and Satterthwaite); infinite where only images count.
+        p: two-sided p-value of Student's t.
+        freedom: degrees of freedom behind what is known of training again; 0 if nothing is.
     """
 
     other: str
     value: float
     error: float
     seeds: int
-    freedom: float = math.inf
-
-    @property
-    def p(self) -> float:
-        """Two-sided p-value of Student's t."""
-        if self.error <= 0:
-            return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+    p: float
+    freedom: int
 
     def __str__(self) -> str:
         return f"{self.other} {100 * self.value:+.2f} ± {100 * self.error:.2f}"
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """How much W-Robust moves when a row is trained again, taken to be the same for all rows.
-
-    Args:
-        deviation: standard deviation between seeds of one row, in [0, 1].
-        freedom: degrees of freedom behind it, the sum over rows of their seeds less one.
-    """
-
-    deviation: float
-    freedom: int
-
-
-def retraining(archive: Archive, column: str) -> Retraining | None:
-    """Pool the variances between seeds over all rows that were trained more than once.
-
-    Args:
-        archive: see ``load``.
-        column: attack.
-
-    Returns:
-        None if no row was.
-    """
-    values = [
-        np.array([outcomes(report, column)["w_robust"].mean() for report in reports.values()])
-        for reports in archive.reports.values()
-        if len(reports) > 1
-    ]
-    freedom = sum(len(found) - 1 for found in values)
-    if not freedom:
-        return None
-    squares = sum(float(((found - found.mean()) ** 2).sum()) for found in values)
-    return Retraining(math.sqrt(squares / freedom), freedom)
 
 
 def judge(archive: Archive) -> list[Verdict]:
@@ -138,14 +100,11 @@ def _is_rival(row: Mapping[str, object]) -> bool:
 
 
 def _strongest(archive: Archive) -> list[str]:
-    return [name for name in ("pgd_trades", "autoattack") if name in archive.columns]
+    return [name for name in archive.columns if name.partition(":")[0] in ("pgd_trades", "autoattack")]
 
 
 def differences(archive: Archive, column: str, row: str, others: Sequence[str]) -> list[Difference]:
-    """Compare a row with others by W-Robust; rows that were not measured are left out.
-
-    Two seeds say little about how much training again moves one row, so this is estimated from all rows together and counts
-    for rows with one seed too.
+    """Compare a row with others by W-Robust; rows that were not measured, or share no seed with it, are left out.
 
     Args:
         archive: see ``load``.
@@ -153,36 +112,38 @@ def differences(archive: Archive, column: str, row: str, others: Sequence[str]) 
         row: label.
         others: labels.
     """
-    if not archive.reports.get(row):
-        return []
-    again = retraining(archive, column)
-    found = []
+    again = training_again(archive.reports, column)
+    own, found = archive.reports.get(row, {}), []
     for other in others:
-        if archive.reports.get(other):
-            pair = paired(archive.reports[row], archive.reports[other], column)
-            if seeds := len(pair["seeds"]):
-                of_training = again.deviation * math.sqrt(2 / seeds) if again else 0.0
-                error = math.hypot(pair["w_robust_error_images"], of_training)
-                freedom = again.freedom * (error / of_training) ** 4 if again and of_training else math.inf
-                found.append(Difference(other, pair["w_robust"], error, seeds, freedom))
+        if share_seeds(own, archive.reports.get(other, {})):
+            pair = paired(own, archive.reports[other], column, again)
+            freedom = again[WEIGHTED].freedom if again else 0
+            value, error = pair[WEIGHTED], pair[f"{WEIGHTED}_error"]
+            found.append(Difference(other, value, error, len(pair["seeds"]), pair["p"], freedom))
     return found
 
 
-def _verdict(found: Sequence[Difference]) -> str:
+def _verdict(found: Sequence[Difference], missing: Sequence[str] = ()) -> str:
     if not found:
         return OPEN
     sure = [p <= LEVEL for p in holm([difference.p for difference in found])]
-    single = ONE_RUN if any(difference.seeds == 1 and math.isinf(difference.freedom) for difference in found) else ""
+    freedom = min(difference.freedom for difference in found)
+    remark = FEW_RUNS if 0 < freedom < ENOUGH else ""
+    if not freedom and any(difference.seeds == 1 for difference in found):
+        remark = ONE_RUN
     if any(is_sure and difference.value < 0 for difference, is_sure in zip(found, sure, strict=True)):
-        return FAILS + single
-    return HOLDS + single if all(sure) else NOISE
+        return FAILS + remark
+    so_far = f" for {len(found)} of {len(found) + len(missing)}" if missing else ""
+    return HOLDS + so_far + remark if all(sure) else NOISE
 
 
 def _above(archive: Archive, column: str, rivals: Sequence[str]) -> Verdict:
     found = sorted(differences(archive, column, BMTARD, rivals), key=lambda difference: difference.value)
+    missing = [rival for rival in rivals if rival not in {difference.other for difference in found}]
     numbers = "B-MTARD minus " + ", ".join(map(str, found)) if found else "no rows to compare"
+    numbers += f"; not measured: {', '.join(missing)}" if found and missing else ""
     claim = f"W-Robust of B-MTARD is above that of every method but MTARD under {attack_name(column)}"
-    return Verdict(claim, _verdict(found), numbers)
+    return Verdict(claim, _verdict(found, missing), numbers)
 
 
 def _one(archive: Archive, claim: str, column: str, row: str, other: str) -> Verdict:
@@ -236,9 +197,28 @@ def _entropies_meet(logs: Mapping[str, Run]) -> Verdict:
     return Verdict(claim, HOLDS if end <= CLOSED * begin else FAILS, numbers)
 
 
+def relative_gap(run: Run) -> float | None:
+    """Compute how far apart the losses are at the end of a run, each relative to its first logged value.
+
+    Only rows with Normalization Loss Balance log losses relative to their first step, so the first logged value, a mean
+    over the first steps, serves for all rows alike.
+
+    Args:
+        run: the log.
+
+    Returns:
+        The mean gap over the last quarter; None with fewer than two losses.
+    """
+    lines = {}
+    for part, series in run.series(LOSS).items():
+        if series.values[0] > 0:
+            lines[part] = Series(series.places, [value / series.values[0] for value in series.values])
+    return spread(lines, last)
+
+
 def _losses_fall_alike(logs: Mapping[str, Run]) -> Verdict:
     claim = "With Normalization Loss Balance the relative losses are closer together"
-    gaps = {name: spread(relative_losses(logs[name])[0], last) for name in OWN if name in logs}
+    gaps = {name: relative_gap(logs[name]) for name in OWN if name in logs}
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     numbers = "mean gap over the last quarter: " + ", ".join(f"{name} {gap:.3f}" for name, gap in known.items())
     pairs = [(MTARD, FIXED), (BMTARD, TEMPERATURES)]
@@ -253,11 +233,15 @@ def _not_obfuscated(archive: Archive) -> Verdict:
     if archive.checked is None:
         return Verdict(claim, OPEN, "no evaluation with checks")
     checks = archive.checked.checks
-    failed = [check.id for check in archive.checked.failed_checks]
+    ran = {check.id for check in checks if check.status != "not run"}
     counts = {
         status: sum(check.status == status for check in checks) for status in dict.fromkeys(c.status for c in checks)
     }
-    numbers = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return Verdict(
-        claim, FAILS if failed else HOLDS, f"{numbers} of {len(checks)} checks{': ' * bool(failed)}{', '.join(failed)}"
-    )
+    numbers = ", ".join(f"{count} {status}" for status, count in counts.items()) + f" of {len(checks)} checks"
+    missing = sorted(NEEDED - ran)
+    if missing:
+        return Verdict(claim, OPEN, f"{numbers}; not run: {', '.join(missing)}")
+    failed = [check.id for check in archive.checked.failed_checks]
+    warned = [check.id for check in checks if check.status == "fail" and check.id not in failed]
+    numbers += f"; failed: {', '.join(failed)}" * bool(failed) + f"; warnings: {', '.join(warned)}" * bool(warned)
+    return Verdict(claim, FAILS if failed else HOLDS, numbers)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bmtard_hooks.compare.retraining import Retraining, retraining, uncertainty
 from bmtard_hooks.evaluation.comparison import compare
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.statistics import accuracy_error, holm, weighted_outcomes
@@ -15,7 +16,11 @@ from bmtard_hooks.evaluation.statistics import accuracy_error, holm, weighted_ou
 Reports = Mapping[int | None, RobustnessReport]
 """Seed to report; None is the seed of a teacher."""
 
+Again = Mapping[str, Retraining]
+"""Measure to what training again does to it."""
+
 MEASURES = ("clean", "robust", "w_robust")
+WEIGHTED = "w_robust"
 
 
 def outcomes(report: RobustnessReport, column: str) -> dict[str, np.ndarray]:
@@ -84,22 +89,45 @@ def _error_over_images(values: np.ndarray) -> float:
     return float(values.std() / math.sqrt(len(values)))
 
 
-def paired(row: Reports, other: Reports, column: str) -> dict[str, Any]:
+def training_again(rows: Mapping[str, Reports], column: str) -> Again:
+    """Estimate from all rows together how much training again moves each measure, see ``retraining``.
+
+    Args:
+        rows: label to reports.
+        column: of the reports.
+
+    Returns:
+        Measure to estimate; nothing if no row was trained twice.
+    """
+    found = [
+        [outcomes(report, column) for seed, report in reports.items() if seed is not None] for reports in rows.values()
+    ]
+    estimates = {
+        measure: retraining(np.stack([entry[measure] for entry in row]) for row in found if row)
+        for measure in MEASURES
+    }
+    return {measure: estimate for measure, estimate in estimates.items() if estimate is not None}
+
+
+def paired(row: Reports, other: Reports, column: str, again: Again | None = None) -> dict[str, Any]:
     """Compare two rows on the same images, seed by seed; every difference is the first argument's share minus the second's.
 
     A teacher, which has no seed, is paired with every seed of a student.
 
     Args:
         row: reports of one row.
-        other: reports of the other.
+        other: reports of the other; ``share_seeds`` is true of them.
         column: of the reports.
+        again: of ``training_again``; by default from these two rows alone.
 
     Returns:
-        ``seeds`` that both have; for every measure the mean difference, its ``_error_images``, ``_error_seeds`` and
-        ``_error`` (both together; the images' alone with one seed); ``z``, the difference of W-Robust over its ``_error``,
-        None if that is 0; and McNemar's ``tests`` of robust accuracy, one per seed.
+        ``seeds`` that both have; for every measure the mean difference, its ``_error_images``, its ``_error`` (over images and
+        over training again, see ``uncertainty``; over images alone if no row was trained twice); ``freedom`` and ``p`` (of
+        Student's t) for W-Robust, freedom None if it is infinite; and McNemar's ``tests`` of robust accuracy, one per seed.
     """
     pairs = _pairs(row, other)
+    again = training_again({"row": row, "other": other}, column) if again is None else again
+    trained = (None not in row) + (None not in other)
     result: dict[str, Any] = {"seeds": [seed for seed, _, _ in pairs]}
     differences = []
     for _, first, second in pairs:
@@ -108,15 +136,21 @@ def paired(row: Reports, other: Reports, column: str) -> dict[str, Any]:
         differences.append({name: mine[name][:images] - theirs[name][:images] for name in MEASURES})
     for measure in MEASURES:
         values = np.stack([entry[measure] for entry in differences])
-        over_images, over_seeds = _error_over_images(values.mean(axis=0)), error_over_seeds(values.mean(axis=1))
+        over_images = _error_over_images(values.mean(axis=0))
+        found = uncertainty(over_images, again.get(measure), len(pairs), trained)
         result[measure] = float(values.mean())
         result[f"{measure}_error_images"] = over_images
-        result[f"{measure}_error_seeds"] = over_seeds
-        result[f"{measure}_error"] = math.hypot(over_images, over_seeds or 0.0)
-    error = result["w_robust_error"]
-    result["z"] = result["w_robust"] / error if error > 0 else None
+        result[f"{measure}_error"] = found.error
+        if measure == WEIGHTED:
+            result["freedom"] = found.freedom if math.isfinite(found.freedom) else None
+            result["p"] = found.p(result[measure])
     result["tests"] = [_test(seed, first, second, column) for seed, first, second in pairs]
     return result
+
+
+def share_seeds(row: Reports, other: Reports) -> bool:
+    """Tell whether two rows can be paired."""
+    return bool(_pairs(row, other))
 
 
 def _pairs(row: Reports, other: Reports) -> list[tuple[int | None, RobustnessReport, RobustnessReport]]:
@@ -140,7 +174,7 @@ def _test(seed: int | None, first: RobustnessReport, second: RobustnessReport, c
 
 
 def against_first(rows: Mapping[str, Reports], first: str, column: str) -> list[dict[str, Any]]:
-    """Compare every row with one of them, McNemar's p-values adjusted over the rows (Holm) for each seed.
+    """Compare every row with one of them, p-values adjusted over the rows (Holm), McNemar's for each seed.
 
     Args:
         rows: label to reports; rows without any are left out.
@@ -148,14 +182,16 @@ def against_first(rows: Mapping[str, Reports], first: str, column: str) -> list[
         column: of the reports.
 
     Returns:
-        One entry per other row that shares a seed with it, see ``paired``, with ``row``, ``column`` and ``p_holm`` in tests.
+        One entry per other row that shares a seed with it, see ``paired``, with ``row``, ``column`` and ``p_holm``, also in tests.
     """
     if not rows.get(first):
         return []
-    entries = []
+    entries, again = [], training_again(rows, column)
     for label, reports in rows.items():
-        if label != first and reports and _pairs(reports, rows[first]):
-            entries.append({"row": label, "column": column, **paired(reports, rows[first], column)})
+        if label != first and share_seeds(reports, rows[first]):
+            entries.append({"row": label, "column": column, **paired(reports, rows[first], column, again)})
+    for entry, adjusted in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+        entry["p_holm"] = adjusted
     seeds = dict.fromkeys(test["seed"] for entry in entries for test in entry["tests"])
     for seed in seeds:
         tests = [test for entry in entries for test in entry["tests"] if test["seed"] == seed]
@@ -172,12 +208,14 @@ def best_and_second(rows: Mapping[str, Reports], column: str) -> tuple[str, str,
         column: of the reports.
 
     Returns:
-        Their labels and what ``paired`` says of them; None with fewer than two rows, or if they share no seed.
+        Their labels and what ``paired`` says of them; None with fewer than two rows, or if they share no seed, or if the
+        second is ahead on the seeds that they share.
     """
-    means = {label: mean_over_seeds(reports, column)["w_robust"] for label, reports in rows.items() if reports}
+    means = {label: mean_over_seeds(reports, column)[WEIGHTED] for label, reports in rows.items() if reports}
     if len(means) < 2:
         return None
     best, second = sorted(means, key=lambda label: -means[label])[:2]
-    if not _pairs(rows[best], rows[second]):
+    if not share_seeds(rows[best], rows[second]):
         return None
-    return best, second, paired(rows[best], rows[second], column)
+    found = paired(rows[best], rows[second], column, training_again(rows, column))
+    return (best, second, found) if found[WEIGHTED] >= 0 else None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bmtard_hooks.compare.numbers import error_over_seeds
 from bmtard_hooks.compare.results import Results, collect, paths, to_json
 from bmtard_hooks.evaluation.environment import PACKAGES
 from bmtard_hooks.reporting.files import write_file
@@ -13,6 +14,8 @@ from bmtard_hooks.reporting.presentation import DASH, accuracy, attack_name, bal
 from bmtard_hooks.reporting.table import Cell, Column, Table
 
 Content = Mapping[str, Any]
+CHANCE = 0.05
+"""A difference whose two-sided p-value is larger can be chance."""
 
 
 def write_comparison(plan: Any) -> Results:
@@ -49,8 +52,7 @@ def accuracy_table(content: Content) -> Table:
         content: of ``comparison.json``.
     """
     headings = [Column("Method", numeric=False), Column("Clean")]
-    for column in content["columns"]:
-        headings += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
+    headings += _attack_headings(content)
     body = [_accuracy_row(row, content) for row in content["rows"]]
     for position, column in enumerate(content["columns"]):
         values = [row["mean"][column]["w_robust"] if row["mean"] else None for row in content["rows"]]
@@ -60,6 +62,17 @@ def accuracy_table(content: Content) -> Table:
             if value is not None and percent(value) == best and "method" in row:
                 line[3 + 2 * position] = Cell(str(line[3 + 2 * position]), strong=True)
     return Table("Accuracies", headings, body, _caption(content), _run_notes(content))
+
+
+def _attack_headings(content: Content) -> list[Column]:
+    """Name each attack twice, with the number of images where it saw a part of them only."""
+    measured = [run for row in content["rows"] for run in row["runs"] if run["state"] == "finished"]
+    headings = []
+    for column in content["columns"]:
+        sizes = {run["columns"][column]["images"] for run in measured} - {content["test"]["images"]}
+        title = attack_name(column) + (f" (n = {min(sizes)})" if sizes else "")
+        headings += [Column("Robust", title), Column("W-Robust", title)]
+    return headings
 
 
 def _accuracy_row(row: Content, content: Content) -> list[Cell | str]:
@@ -77,7 +90,7 @@ def _accuracy_row(row: Content, content: Content) -> list[Cell | str]:
         return cells
     means = row["mean"]
     shares = [run["clean"] for run in finished]
-    cells.append(with_error(sum(shares) / len(shares), means[content["columns"][0]]["clean_error_seeds"]))
+    cells.append(with_error(sum(shares) / len(shares), error_over_seeds(shares) or 0.0))
     for column in content["columns"]:
         for measure in ("robust", "w_robust"):
             cells.append(with_error(means[column][measure], means[column][f"{measure}_error_seeds"]))
@@ -131,11 +144,8 @@ def sentences(content: Content) -> list[str]:
     for column, best in content["best"].items():
         if best is None:
             continue
-        ahead = f"{100 * best['w_robust']:.2f} points"
-        surely = "they are equal on every image"
-        if best["z"] is not None:
-            surely = f"{best['z']:.1f} standard errors of the paired difference"
-            surely += "" if best["z"] >= 2 else ", which can be chance"
+        ahead = f"{100 * best['w_robust']:.2f} ± {100 * best['w_robust_error']:.2f} points"
+        surely = f"p = {best['p']:.2g}" + ("" if best["p"] <= CHANCE else ", which can be chance")
         among = f" (seeds {', '.join(map(str, best['seeds']))})" if len(best["seeds"]) > 1 else ""
         said.append(
             f"Under {attack_name(column)}, {best['row']} has the highest W-Robust of the methods, {ahead} above "
@@ -149,8 +159,7 @@ def per_seed_tables(content: Content) -> list[Table]:
     if len(content["seeds"]) < 2:
         return []
     headings = [Column("Run", numeric=False), Column("Clean")]
-    for column in content["columns"]:
-        headings += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
+    headings += _attack_headings(content)
     body: list[list[Cell | str]] = []
     for row in content["rows"]:
         for run in row["runs"]:
@@ -170,24 +179,29 @@ def paired_tables(content: Content) -> list[Table]:
 
 
 def _paired_table(content: Content, column: str, entries: Sequence[Content]) -> Table:
-    headings = [Column("Method", numeric=False), *map(Column, ("Clean", "Robust", "W-Robust", "z"))]
-    headings += [Column("Only this : only first robust"), Column("p (Holm)")]
+    headings = [Column("Method", numeric=False), *map(Column, ("Clean", "Robust", "W-Robust", "p of W-Robust"))]
+    headings += [Column("Only this : only first robust"), Column("p of Robust")]
     body: list[list[Cell | str]] = []
     for entry in entries:
         differences = [
             f"{100 * entry[name]:+.2f} ± {100 * entry[f'{name}_error']:.2f}"
             for name in ("clean", "robust", "w_robust")
         ]
-        z = DASH if entry["z"] is None else f"{entry['z']:+.1f}"
-        counts = "; ".join(f"{test['only_row']} : {test['only_other']}" for test in entry["tests"])
-        p_values = "; ".join(f"{test['p_holm']:.2g}" for test in entry["tests"])
-        body.append([entry["row"], *differences, z, counts, p_values])
-    several = any(len(entry["seeds"]) > 1 for entry in entries)
+        tests = {test["seed"]: test for test in entry["tests"]}
+        shown = [tests.get(seed) for seed in content["seeds"]] if None not in tests else [tests[None]]
+        counts = "; ".join(f"{test['only_row']} : {test['only_other']}" if test else DASH for test in shown)
+        p_values = "; ".join(f"{test['p_holm']:.2g}" if test else DASH for test in shown)
+        body.append([entry["row"], *differences, f"{entry['p_holm']:.2g}", counts, p_values])
+    several = any(row["mean"] and row["mean"][column]["seeds"] > 1 for row in content["rows"])
     caption = f"Difference to {content['compared_with']} on the same images, in points ± its standard error"
-    caption += " (paired over images, and over seeds)" if several else " (paired over images; of these trained models)"
-    caption += ". z is the difference of W-Robust in standard errors. p is McNemar's exact test of robust accuracy"
-    caption += f", one per seed ({'; '.join(map(str, content['seeds']))})" if several else ""
-    caption += ", by Holm's rule for the number of rows."
+    caption += (
+        " (paired over images, and over training again, as the seeds of all rows together show it)"
+        if several
+        else " (paired over images; of these trained models)"
+    )
+    caption += ". The p of W-Robust is Student's t, that of robust accuracy McNemar's exact test"
+    caption += f", one per seed ({'; '.join(map(str, content['seeds']))})" if len(content["seeds"]) > 1 else ""
+    caption += "; both by Holm's rule for the number of rows."
     return Table(f"{attack_name(column)}: each row minus {content['compared_with']}", headings, body, caption)
 
 

@@ -201,20 +201,24 @@ def run_columns(runner: AttackRunner, plan: AttackPlan, report: RobustnessReport
     together = comparable_attacks(plan, len(runner.labels))
     if len(together) > 1:
         report.columns[WORST_CASE] = together
+        report.warnings += _left_out(plan, together, "not part of the worst case, which")
 
 
 def run_worst_case(runner: AttackRunner, plan: AttackPlan, report: RobustnessReport) -> None:
     """Run the attacks from the cheapest to the dearest, each on what the earlier ones left."""
     together = comparable_attacks(plan, len(runner.labels))
-    left_out = [name for name in plan.attacks if name not in together]
-    if left_out:
-        report.warnings.append(
-            f"{', '.join(left_out)} not run: the worst case is that of attacks with one norm and radius on the same images"
-        )
+    report.warnings += _left_out(plan, together, "not run: the worst case")
     alive = runner.correct.copy()
     for name in sorted(together, key=lambda name: plan.attacks[name].passes(runner.num_classes)):
         alive = _attack(runner, plan, report, name, alive)
         report.columns.setdefault(WORST_CASE, []).append(name)
+
+
+def _left_out(plan: AttackPlan, together: list[str], what: str) -> list[str]:
+    names = [name for name in plan.attacks if name not in together]
+    return (
+        [f"{', '.join(names)} {what} is that of attacks with one norm and radius on the same images"] if names else []
+    )
 
 
 def comparable_attacks(plan: AttackPlan, images: int) -> list[str]:

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bmtard_hooks.compare.numbers import (
     against_first,
@@ -9,6 +10,7 @@ from bmtard_hooks.compare.numbers import (
     mean_over_seeds,
     outcomes,
     paired,
+    training_again,
 )
 from bmtard_hooks.evaluation.report import AttackOutcome, RobustnessReport
 from bmtard_hooks.evaluation.statistics import holm, mcnemar
@@ -49,7 +51,8 @@ def test_paired_difference_uses_the_same_images():
     assert (
         found["w_robust_error"] == found["w_robust_error_images"] == pytest.approx(differences.std() / math.sqrt(12))
     )
-    assert found["z"] == pytest.approx(found["w_robust"] / found["w_robust_error"])
+    assert found["p"] == pytest.approx(2 * stats.norm.sf(abs(found["w_robust"]) / found["w_robust_error"]))
+    assert found["freedom"] is None
     test = found["tests"][0]
     assert (test["only_row"], test["only_other"]) == (3, 0)
     assert test["p"] == mcnemar(A[0].robust("pgd"), B[0].robust("pgd")).p_value
@@ -59,9 +62,22 @@ def test_errors_of_images_and_seeds_add_up_in_squares():
     found = paired(A, B, "pgd")
     by_seed = [paired({seed: A[seed]}, {seed: B[seed]}, "pgd")["w_robust"] for seed in (0, 1)]
     assert found["w_robust"] == pytest.approx(sum(by_seed) / 2)
-    assert found["w_robust_error_seeds"] == pytest.approx(abs(by_seed[0] - by_seed[1]) / 2)
-    squares = found["w_robust_error_seeds"] ** 2 + found["w_robust_error_images"] ** 2
+    own = [np.var([outcomes(row[seed], "pgd")["w_robust"].mean() for seed in (0, 1)], ddof=1) for row in (A, B)]
+    squares = np.mean(own) + found["w_robust_error_images"] ** 2  # twice the pooled variance over two seeds
     assert found["w_robust_error"] == pytest.approx(math.sqrt(squares))
+
+
+def test_all_rows_together_say_what_training_again_does():
+    rows = {"a": A, "b": B, "c": {0: A[0]}, "teacher": {None: B[0]}, "none": {}}
+    again = training_again(rows, "pgd")["w_robust"]
+    assert again == training_again({"a": A, "b": B}, "pgd")["w_robust"] and again.freedom == 2
+    single = paired({0: A[0]}, {0: B[0]}, "pgd", {"w_robust": again})
+    squares = single["w_robust_error_images"] ** 2 + 2 * again.variance
+    assert single["w_robust_error"] == pytest.approx(math.sqrt(squares))
+    with_teacher = paired({0: A[0]}, {None: B[0]}, "pgd", {"w_robust": again})
+    assert with_teacher["w_robust_error"] == pytest.approx(math.sqrt(squares - again.variance))
+    two_teachers = paired({None: A[0]}, {None: B[0]}, "pgd", {"w_robust": again})
+    assert two_teachers["w_robust_error"] == pytest.approx(single["w_robust_error_images"])
 
 
 def test_only_seeds_that_both_rows_have_are_paired():
@@ -73,15 +89,16 @@ def test_teacher_is_paired_with_every_seed():
     assert paired(A, {None: B[0]}, "pgd")["seeds"] == [0, 1]
 
 
-def test_equal_models_have_no_z():
+def test_equal_models_differ_by_chance():
     found = paired({0: A[0]}, {0: A[0]}, "pgd")
-    assert found["z"] is None and found["w_robust"] == 0 and found["tests"][0]["p"] == 1
+    assert found["p"] == 1 and found["w_robust"] == 0 and found["tests"][0]["p"] == 1
 
 
 def test_p_values_are_adjusted_over_the_rows_of_a_seed():
     rows = {"first": A, "b": B, "c": {0: B[1]}, "unfinished": {}}
     entries = against_first(rows, "first", "pgd")
     assert [entry["row"] for entry in entries] == ["b", "c"]
+    assert [entry["p_holm"] for entry in entries] == holm([entry["p"] for entry in entries])
     at_zero = [test for entry in entries for test in entry["tests"] if test["seed"] == 0]
     assert [test["p_holm"] for test in at_zero] == holm([test["p"] for test in at_zero])
     at_one = [test for entry in entries for test in entry["tests"] if test["seed"] == 1]
@@ -97,6 +114,14 @@ def test_best_row_is_compared_with_the_second():
     best, second, found = best_and_second(rows, "pgd")
     assert (best, second) == ("b", "a") and found["w_robust"] == pytest.approx(6.5 / 12 - 6 / 12)
     assert best_and_second({"a": A}, "pgd") is None
+
+
+def test_nothing_is_said_of_a_best_row_that_is_behind_on_the_seeds_it_shares_with_the_second():
+    good, fair, poor = (report("1" * count + "0" * (12 - count), "0" * 12) for count in (12, 9, 4))
+    rows = {"a": {0: fair, 1: good, 2: good}, "b": {0: good, 3: fair}}
+    assert paired(rows["a"], rows["b"], "pgd")["w_robust"] < 0
+    assert best_and_second(rows, "pgd") is None
+    assert best_and_second({"a": {0: good}, "b": {0: poor}}, "pgd") is not None
 
 
 def test_other_radius_is_not_compared():

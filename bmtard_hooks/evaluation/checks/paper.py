@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from bmtard_hooks.evaluation.checks.context import (
@@ -37,21 +39,22 @@ def survives_autoattack(context: Context) -> Finding:
     Reference:
         Croce and Hein 2020, Reliable evaluation of adversarial robustness; the flags of RobustBench.
     """
-    columns = context.columns()
+    columns = _by_attack(context)
     _require(columns, "autoattack")
-    final = context.report.robust("autoattack")
-    errors = _unfinished(context, final)
-    others = [name for name in columns if name not in ("autoattack", WORST_CASE)]
+    column = columns["autoattack"]
+    final = context.report.robust(column)
+    errors = _unfinished(context, column, final)
+    others = [name for name in context.columns() if name not in (column, WORST_CASE)]
     for name in others:
         robust = context.report.robust(name)
         if not not_above(final, robust):
             errors.append(f"{name} leaves only {percent(robust)}")
-    by_square = _only_by_square(context)
+    by_square = _only_by_square(context, column)
     if by_square is not None and by_square.sum() > strays_allowed(len(final)):
         errors.append(f"its Square attack broke {percent(by_square)} that its gradient attacks had left")
     warnings = [] if final.mean() > context.chance else [f"that is no better than guessing, {percent(context.chance)}"]
     if "cw_inf" in columns:
-        first, second = aligned(context.report.robust("cw_inf"), final)
+        first, second = aligned(context.report.robust(columns["cw_inf"]), final)
         if abs(float(first.mean() - second.mean())) > CW_GAP + tolerance(first, second):
             warnings.append(f"CW leaves {percent(first)}, more than 5 points off")
     evidence = "; ".join([f"AutoAttack leaves {percent(final)} of {len(final)} images", *errors, *warnings])
@@ -64,9 +67,9 @@ def iterations_help(context: Context) -> Finding:
     Reference:
         Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security.
     """
-    columns = context.columns()
+    columns = _by_attack(context)
     _require(columns, "fgsm", "pgd_sat", "cw_inf")
-    robust = {name: context.report.robust(name) for name in WHITE_BOX if name in columns}
+    robust = {name: context.report.robust(columns[name]) for name in WHITE_BOX if name in columns}
     pairs = [("pgd_sat", "fgsm"), ("cw_inf", "fgsm"), ("autoattack", "cw_inf")]
     pairs = [pair for pair in pairs if pair[0] in robust]
     wrong = [pair for pair in pairs if not not_above(robust[pair[0]], robust[pair[1]])]
@@ -178,31 +181,40 @@ def _strongest(context: Context, count: int) -> tuple[str, np.ndarray]:
 
 def _white_box(context: Context, count: int) -> dict[str, np.ndarray]:
     """Give the outcomes ``(m,)`` of all white-box columns on the images that all of them and ``count`` have."""
-    known = context.columns()
-    if not any(name in known for name in ITERATED):
+    named, known = _by_attack(context), context.columns()
+    if not any(name in named for name in ITERATED):
         raise NotRun(f"the report has no column of an iterated white-box attack: {', '.join(ITERATED)}")
     columns = {}
     for name in WHITE_BOX:
-        if name in known:
-            parts = [part for part in known[name] if not _is_square(context, part)]
+        if name in named:
+            column = named[name]
+            parts = [part for part in known[column] if not _is_square(context, part)]
             broken = np.any([context.report.outcomes[part].broken for part in parts], axis=0)
-            columns[name] = (context.report.correct & ~broken)[: context.report.scope(name)]
+            columns[name] = (context.report.correct & ~broken)[: context.report.scope(column)]
     shortest = min([count, *(len(robust) for robust in columns.values())])
     return {name: robust[:shortest] for name, robust in columns.items()}
 
 
-def _unfinished(context: Context, final: np.ndarray) -> list[str]:
+def _by_attack(context: Context) -> dict[str, str]:
+    """Give attacks by their usual names the columns that hold them, if need be on the first images only (``cw_inf:images=500``)."""
+    found: dict[str, str] = {}
+    for column in sorted(context.columns(), key=len, reverse=True):  # the plain name last, so that it wins
+        found[re.sub(r":images=\d+$", "", column)] = column
+    return found
+
+
+def _unfinished(context: Context, column: str, final: np.ndarray) -> list[str]:
     """Name the parts of AutoAttack that did not see every image that is left."""
     missing = []
-    for part in context.report.columns["autoattack"]:
+    for part in context.report.columns[column]:
         skipped = int((final & ~context.report.outcomes[part].attacked[: len(final)]).sum())
         if skipped:
             missing.append(f"its part {part} did not see {skipped} of the images left")
     return missing
 
 
-def _only_by_square(context: Context) -> np.ndarray | None:
-    parts = context.report.columns["autoattack"]
+def _only_by_square(context: Context, column: str) -> np.ndarray | None:
+    parts = context.report.columns[column]
     square = [part for part in parts if _is_square(context, part)]
     gradients = [part for part in parts if part not in square]
     if not square or not gradients:
@@ -220,7 +232,7 @@ def _estimations(context: Context) -> list[str]:
     return [name for name in context.columns() if name.partition(":")[0] in GRADIENT_ESTIMATION]
 
 
-def _require(columns: dict[str, list[str]], *names: str) -> None:
+def _require(columns: dict[str, str], *names: str) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         raise NotRun(f"the report has no column {' and no column '.join(missing)} of the evaluation's eps and norm")
