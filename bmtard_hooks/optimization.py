@@ -49,9 +49,8 @@ class PaperOptimization(Trainer):
         optimizer = optimizer if optimizer is not None else self.optimizer
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != "constant":
             schedule = super().create_scheduler(num_training_steps, optimizer)
-            if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                for group in optimizer.param_groups:  # where all other schedules note it, for those who follow them
-                    group["initial_lr"] = group["lr"]
+            for group in optimizer.param_groups:  # where schedules note it, but for those that look at a metric
+                group.setdefault("initial_lr", group["lr"])
             return schedule
         warmup_steps = self.args.get_warmup_steps(num_training_steps)
         if self.args.lr_milestones is None and self.method.lr_factor(0, 1.0) is not None:
@@ -78,12 +77,16 @@ class PaperOptimization(Trainer):
                 "lr_milestones out to keep the method's proportions",
                 *(late, epochs),
             )
-        elif self.args.lr_milestones is None and self.method.lr_factor(0, self.args.num_train_epochs) == 0:
+        elif self.args.lr_milestones is None and self._begins_at_zero(num_training_steps):
             logger.warning(
                 "method %r has a learning rate of 0 in its last epoch, which is this run's first: train for several epochs, "
                 "or choose another lr_scheduler_type",
                 self.method.name,
             )
+
+    def _begins_at_zero(self, num_training_steps: int) -> bool:
+        by_epoch = self.method.lr_factor
+        return by_epoch(0, 1.0) is not None and by_epoch(0, math.ceil(self._epochs(num_training_steps))) == 0
 
     def _epochs(self, num_training_steps: int) -> float:
         if self.args.max_steps <= 0:

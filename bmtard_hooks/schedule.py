@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
@@ -37,7 +38,7 @@ def epoch_schedule(
 
     Args:
         optimizer: its initial rates are the starting point.
-        by_epoch: maps the number of finished epochs and of all epochs to a factor.
+        by_epoch: maps the number of finished epochs and of all epochs, a last one that is cut short included, to a factor.
         epochs: epochs of the run.
         num_training_steps: optimizer steps of the run.
         warmup_steps: steps over which the rate grows linearly from 0.
@@ -45,7 +46,7 @@ def epoch_schedule(
 
     def factor(step: int) -> float:
         epoch = int(step * epochs / max(1, num_training_steps) + 1e-9)
-        return _warm(step, warmup_steps) * (by_epoch(epoch, epochs) or 0.0)
+        return _warm(step, warmup_steps) * (by_epoch(epoch, math.ceil(epochs - 1e-9)) or 0.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

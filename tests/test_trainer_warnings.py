@@ -60,6 +60,7 @@ def test_steps_that_cannot_reach_the_radius_are_warned_about(make_trainer, optio
     [
         ({"method": "sat", "lr_milestones": [1, 3]}, r"lr_milestones \[3\] come after the last of 2 epochs"),
         ({"method": "ciard", "num_train_epochs": 1}, "method 'ciard' has a learning rate of 0 in its last epoch"),
+        ({"method": "ciard", "max_steps": 1}, "method 'ciard' has a learning rate of 0 in its last epoch"),
     ],
 )
 def test_a_schedule_that_cannot_be_meant_is_warned_about(make_trainer, options, message, caplog):

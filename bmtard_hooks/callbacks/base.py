@@ -114,12 +114,13 @@ def rate_factor(
 
 
 def schedule_factor(optimizer: torch.optim.Optimizer | None) -> float:
-    """Read how far the learning rate has fallen: current over initial, 1 without an optimizer or a schedule.
+    """Read how far the learning rate has fallen: current over highest, at most 1; 1 without an optimizer or a schedule.
 
-    The authors' code multiplies the rates of both balances by 0.1 wherever it does so with the learning rate.
+    The authors' code multiplies the rates of both balances by 0.1 wherever it does so with the learning rate. Schedules that
+    begin low, such as ``OneCycleLR``, note their highest rate as ``max_lr``; the others begin with it.
     """
     if optimizer is None:
         return 1.0
     group = optimizer.param_groups[0]
-    initial = group.get("initial_lr", group["lr"])
-    return float(group["lr"]) / float(initial) if initial else 1.0
+    highest = max(float(group.get(name, 0.0)) for name in ("initial_lr", "max_lr")) or float(group["lr"])
+    return min(1.0, float(group["lr"]) / highest) if highest else 1.0

@@ -214,3 +214,30 @@ def test_balance_follows_a_learning_rate_that_falls_on_a_plateau_after_a_resume_
     straight = run()
     assert straight == pytest.approx([1, 0.1, 0.01, 0.001])  # no evaluation is ever good enough
     assert run(str(tmp_path / "run" / "checkpoint-3")) == pytest.approx(straight[3:])
+
+
+def test_balance_never_moves_faster_than_its_rate_when_the_learning_rate_rises():
+    """One cycle begins at a 25th of its highest rate, and a greedy schedule goes beyond its first one."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)
+    factors = []
+    for _ in range(20):
+        factors.append(schedule_factor(optimizer))
+        optimizer.step()
+        schedule.step()
+    assert factors[0] == pytest.approx(1 / 25) and max(factors) == pytest.approx(1.0) and factors[-1] < 0.01
+    optimizer.param_groups[0].pop("max_lr")
+    optimizer.param_groups[0].update(initial_lr=0.1, lr=0.8)
+    assert schedule_factor(optimizer) == 1.0
+
+
+def test_balance_follows_a_greedy_learning_rate(make_trainer):
+    factors = Factors()
+    trainer = make_trainer(
+        lr_scheduler_type="greedy", metric_for_best_model="w_robust", eval_strategy="epoch", save_strategy="epoch",
+        lr_scheduler_kwargs={"patience": 0, "factor": 0.5, "threshold": 10.0, "smooth": False},
+        num_train_epochs=3, per_device_train_batch_size=16, callbacks=[factors],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == trainer.args.learning_rate
+    assert max(factors.seen) <= 1.0

@@ -124,6 +124,29 @@ def test_paper_checks_are_not_run_where_attacks_saw_survivors_only(name):
     assert result.status == "not run" and "worst_case" in result.evidence
 
 
+def evenly(share):
+    """Survivors all over the data set."""
+    return np.arange(COUNT) % 100 < 100 * share
+
+
+def first_images(share, count=300, **settings):
+    """An attack on the first images only."""
+    outcome = outcome_of(evenly(share), settings={"images": count, **settings})
+    outcome.attacked[count:], outcome.broken[count:] = False, False
+    return outcome
+
+
+def test_paper_checks_know_attacks_on_the_first_images():
+    columns = {name: evenly(share) for name, share in HONEST.items()}
+    parts = [("apgd_t", first_images(0.45)), ("square_5000", first_images(0.45))]
+    known = {**columns, "autoattack:images=300": parts}
+    result = look("P1", report_of(known))
+    assert result.status == "pass" and "45.0 % of 300 images" in result.evidence
+    assert "autoattack leaves 45.0 % of 300 images" in look("P2", report_of(known)).evidence
+    assert look("P1", report_of({**known, "cw_inf": evenly(0.38)})).status == "fail"
+    assert look("P1", report_of({**columns, "autoattack:steps=1": parts})).status == "not run"  # a weaker one
+
+
 def test_columns_of_another_radius_are_not_compared():
     weaker = {**HONEST, "autoattack": autoattack(), "pgd_sat": 0.2}
     assert look("P1", report_of(weaker)).status == "fail"

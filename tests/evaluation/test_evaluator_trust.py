@@ -36,6 +36,7 @@ def test_a_union_speaks_only_of_the_images_its_attacks_were_meant_for(scene):
     row = report.row("few")
     assert row.images == 6 and row.robust == 0
     assert report.columns["worst_case"] == ["fgsm", "pgd"] and report.row("worst_case").images == 40
+    assert any("few/apgd_ce" in warning and "not part of the worst case" in warning for warning in report.warnings)
     assert strongest(report).column in ("pgd", "worst_case")
 
 

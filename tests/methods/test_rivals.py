@@ -14,6 +14,7 @@ from bmtard_hooks.functional import renyi_entropy, soften
 from bmtard_hooks.methods import make_method
 from bmtard_hooks.methods.ciard import CIARD, teacher_learns, teacher_lr_factor
 from bmtard_hooks.methods.igdm import Recalling, gradient_matching
+from bmtard_hooks.schedule import epoch_schedule
 from bmtard_hooks.state import DistillationState
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -65,6 +66,15 @@ def test_ciards_schedule(tmp_path):
         assert 0.1 * method.lr_factor(epoch, 300) == pytest.approx(row["student_lr"], rel=1e-6, abs=1e-12)
         assert 1e-4 * teacher_lr_factor(epoch, 300) == pytest.approx(row["teacher_lr"], rel=1e-6, abs=1e-15)
         assert teacher_learns(state) == row["teacher_updated"]
+
+
+@pytest.mark.parametrize("epochs, steps", [(2.5, 25), (1.2, 12), (4, 40)])
+def test_ciards_learning_rate_never_rises_again_and_ends_at_zero(epochs, steps, tmp_path):
+    method = make_method(BMTARDConfig(output_dir=str(tmp_path), method="ciard", use_cpu=True))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = epoch_schedule(optimizer, method.lr_factor, epochs, steps)
+    rates = [schedule.lr_lambdas[0](step) for step in range(steps)]
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0, abs=1e-12)
 
 
 def test_ciards_balance_stops_in_the_code_and_slows_down_in_the_paper(tmp_path):
