@@ -86,6 +86,7 @@ class GoesOn(FiresEvents):
         """Take over the record of the checkpoint, and make up for what the killed run did not come to."""
         record, self._resumed = self._resumed, None
         self._epoch_ended_at = -1
+        self._enter_callbacks()
         if record is None:
             return
         sums = record["loss_sums"]
@@ -115,6 +116,12 @@ class GoesOn(FiresEvents):
             *(self._tr_loss, record["grad_norm"], self.model_wrapped, None, self.state.epoch, None, time.time()),
             learning_rate=record["learning_rate"],
         )
+
+    def _enter_callbacks(self) -> None:
+        """Give callbacks that the checkpoint did not know a place in the state, where transformers looks when it saves."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
 
     def _restore_foreign_callbacks(self) -> None:
         """Give transformers' own stateful callbacks (early stopping) their numbers back, in the objects that users hold."""
