@@ -84,7 +84,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             self.fire("on_interrupted")
             raise
         self._finite.check()
-        return output
+        return output._replace(training_loss=output.metrics["train_loss"])  # a mean over all steps, also if resumed
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
