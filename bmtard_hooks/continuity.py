@@ -119,9 +119,10 @@ class GoesOn(FiresEvents):
 
     def _enter_callbacks(self) -> None:
         """Give callbacks that the checkpoint did not know a place in the state, where transformers looks when it saves."""
+        known: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+                known.setdefault(type(callback).__name__, callback.state())
 
     def _restore_foreign_callbacks(self) -> None:
         """Give transformers' own stateful callbacks (early stopping) their numbers back, in the objects that users hold."""
