@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
+from bmtard_hooks.buffers import kept_buffers
 from bmtard_hooks.checkpoint_folders import newest_whole, recover, set_aside, why_unusable
 from bmtard_hooks.checks import check_before_training, check_output_dir
 from bmtard_hooks.distributed import leave_at_exit
@@ -163,9 +163,8 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             for event in ("on_crafted", "on_losses")
             for react in self.listeners(event)
         }
-        buffers = [partial(buffer.data.copy_, buffer.clone()) for buffer in self.model.buffers()]
         callbacks = [callback.snapshot() for callback in self.distillation_callbacks() if id(callback) in reacting]
-        return [*buffers, self.distillation.snapshot(), self._metrics.snapshot(), *callbacks]
+        return [kept_buffers(self.model), self.distillation.snapshot(), self._metrics.snapshot(), *callbacks]
 
     def _leave_out(self, reason: str) -> None:
         self._window.left_out = True
