@@ -39,6 +39,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
 
     method: Method
     teachers: dict[str, PixelClassifier]
+    optimizer: Any
     _window: AccumulationWindow
     _own_directory = False  # becomes true with the first training, which may then be repeated
     _put_back: list[Callable[[], None]]
@@ -173,9 +174,9 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         logger.warning("%s This step is left out, the %d. of the run", reason, self._finite.skipped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = self._grad_norm = super()._get_grad_norm(model, grad_norm)
         if self._window.left_out:
-            return norm
+            return self._pass_over()
+        norm = self._grad_norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.mixed_precision == "fp16":
             self._finite.succeed()
             return norm  # fp16's gradient scaler leaves such steps out itself, and lowers its scale
@@ -185,10 +186,21 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         except StepSkipped as reason:
             self._leave_out(str(reason))
             self.model.zero_grad(set_to_none=True)
-            self._grad_norm = torch.zeros_like(torch.as_tensor(whole))
-            return self._grad_norm
+            return self._pass_over()
         self._finite.succeed()
         return norm
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._window.left_out:  # a gradient scaler would look for gradients to unscale
+            return None
+        return super()._clip_grad_norm(model)  # type: ignore[misc]
+
+    def _pass_over(self) -> Tensor:
+        """Let the optimizer, and a gradient scaler around it, do nothing in this step, and return the norm of no gradient."""
+        self.accelerator.gradient_state._set_sync_gradients(False)  # until the next micro-batch
+        self.optimizer._is_overflow = False  # of an earlier step, for which the learning rate would be held back
+        self._grad_norm = torch.zeros((), device=self.args.device)
+        return self._grad_norm
 
 
 def choose_checkpoint(output_dir: Path, resume: str | bool | None, needs_best: bool = False) -> str | None:
