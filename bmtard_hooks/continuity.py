@@ -156,6 +156,7 @@ class GoesOn(FiresEvents):
                 logger.warning(
                     "%s does not say how far its stream was read: images of a pass may come again", checkpoint
                 )
+            self._pass = (place[0], step - place[1] // self.args.gradient_accumulation_steps)
             return place
         self._pass = (stored[0], step if self.args.ignore_data_skip else stored[1])
         return self._pass[0], (step - self._pass[1]) * self.args.gradient_accumulation_steps
@@ -209,7 +210,23 @@ class GoesOn(FiresEvents):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Read a step's batches; workers that start with the first never hear the signals. See ``Trainer``."""
         with self._stop.held_back() if self._workers_are_deaf else nullcontext():
-            return super().get_batch_samples(*args, **kwargs)
+            batches, count = super().get_batch_samples(*args, **kwargs)
+        return ([], None) if self._is_rest(batches) else (batches, count)
+
+    def _is_rest(self, batches: list[Any]) -> bool:
+        """Tell whether a pass of a stream ends with fewer batches than a step takes.
+
+        Transformers would differentiate them and take no step, so that their gradient joined that of the next.
+        """
+        wanted = self.args.gradient_accumulation_steps
+        if self._pass is None or not 0 < len(batches) < wanted:
+            return False
+        if self.state.global_step == self._pass[1]:
+            raise ValueError(
+                f"a pass of the stream gives {len(batches)} batch(es), a step takes gradient_accumulation_steps={wanted}: lower it, "
+                "or per_device_train_batch_size, or let the stream give more images"
+            )
+        return True
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of the training; its workers are left alone by signals that stop the run. See ``Trainer``."""
