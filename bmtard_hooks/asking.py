@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bmtard_hooks.buffers import kept_buffers
 from bmtard_hooks.finite_guard import FiniteGuard
 from bmtard_hooks.frozen_forwards import FrozenForwards
 from bmtard_hooks.methods import Classifier
@@ -51,10 +52,9 @@ class AsksTeachers(FrozenForwards):
     def without_trace(self) -> Iterator[None]:
         """Put random numbers and the buffers of everything that is in training mode back afterwards."""
         trained = [self.model, *(self.teachers[name] for name in self.method.trained_teachers)]
-        saved = [(buffer, buffer.clone()) for module in trained for buffer in module.buffers()]
+        put_back = kept_buffers(*trained)
         try:
             with untouched_randomness(self.args.device):
                 yield
         finally:
-            for buffer, value in saved:
-                buffer.data.copy_(value)  # through .data, because autograd refuses a graph whose statistics moved
+            put_back()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from bmtard_hooks.config import BMTARDConfig
@@ -40,7 +40,7 @@ class ReadsWholeWeights(Trainer):
             self._read_unmatched(self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        missing = _without_tied(self.model, load_result.missing_keys)
+        missing = _missed(self.model, load_result.missing_keys)
         self._unmatched = (missing, sorted(load_result.unexpected_keys))
 
     def _read_unmatched(self, checkpoint: str) -> None:
@@ -69,10 +69,10 @@ def read_translated(model: nn.Module, checkpoint: str, unmatched: Unmatched) -> 
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(_misfit(model, checkpoint, unmatched)) from error
     stored, info = found
-    left: Unmatched = (sorted(info["missing_keys"]), sorted(info["unexpected_keys"]))
+    left: Unmatched = (_missed(model, info["missing_keys"]), sorted(info["unexpected_keys"]))
     if any(left):
         raise ValueError(_misfit(model, checkpoint, left))
-    model.load_state_dict(stored.state_dict())
+    model.load_state_dict(stored.state_dict(), strict=False)  # which leaves out what the network itself leaves out
 
 
 def _widest(model: nn.Module) -> torch.dtype:
@@ -81,11 +81,19 @@ def _widest(model: nn.Module) -> torch.dtype:
     return functools.reduce(torch.promote_types, found, torch.float32)
 
 
-def _without_tied(model: nn.Module, missing: Collection[str]) -> list[str]:
-    """Leave out weights that share the memory of others, which were read: a file holds them once."""
+def _missed(model: nn.Module, missing: Collection[str]) -> list[str]:
+    """Leave out what a file need not hold: weights that share the memory of others, which were read, and those of adapters.
+
+    A network with adapters may leave its frozen weights out of its ``state_dict()``: they are those that it was made with.
+    """
     state = model.state_dict()
     read = {value.data_ptr() for name, value in state.items() if name not in missing}
-    return sorted(name for name in missing if name not in state or state[name].data_ptr() not in read)
+    frozen = {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    return sorted(name for name in missing if not _spared(name, state, read, frozen))
+
+
+def _spared(name: str, state: Mapping[str, Tensor], read: Container[int], frozen: Container[str]) -> bool:
+    return state[name].data_ptr() in read if name in state else name in frozen
 
 
 def _misfit(model: nn.Module, checkpoint: str, unmatched: Unmatched) -> str:

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments
@@ -18,7 +18,7 @@ from bmtard_hooks.data import AUGMENTATIONS
 from bmtard_hooks.environment_checks import require_environment
 from bmtard_hooks.methods import make_method, method_class
 from bmtard_hooks.option_checks import require_kinds, require_ranges
-from bmtard_hooks.options import FilledNumber, FilledWord, MethodOptions, option, require, require_finite
+from bmtard_hooks.options import FilledNumber, FilledTruth, FilledWord, MethodOptions, option, require, require_finite
 from bmtard_hooks.stopping import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,10 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
             # The Trainer broadcasts before every attack, evaluation and checkpoint, which is where it matters. DDP's own
             # broadcast, between the two forwards of a step, breaks BatchNorm's backward before pytorch#175851.
             self.ddp_broadcast_buffers = False
+        direction_is_given = self.greater_is_better is not None
         super().__post_init__()
+        if self.greater_is_better is not None and not direction_is_given:
+            self.greater_is_better = cast(bool, FilledTruth(self.greater_is_better))
         if self.eval_attack and (self.bf16_full_eval or self.fp16_full_eval):
             raise ValueError("bf16_full_eval/fp16_full_eval would quantise the attacked images: leave them off")
 
@@ -157,10 +160,12 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
             self.data_seed = None
         if isinstance(self.metric_for_best_model, FilledWord):
             self.metric_for_best_model = None
+        if isinstance(self.greater_is_better, FilledTruth):
+            self.greater_is_better = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values, also those that were filled in. See ``TrainingArguments``."""
-        kinds = {FilledNumber: int, FilledWord: str}
+        kinds = {FilledNumber: int, FilledWord: str, FilledTruth: bool}
         return {name: kinds.get(type(value), lambda kept: kept)(value) for name, value in super().to_dict().items()}
 
     @property

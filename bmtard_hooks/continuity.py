@@ -86,6 +86,7 @@ class GoesOn(FiresEvents):
         """Take over the record of the checkpoint, and make up for what the killed run did not come to."""
         record, self._resumed = self._resumed, None
         self._epoch_ended_at = -1
+        self._enter_callbacks()
         if record is None:
             return
         sums = record["loss_sums"]
@@ -115,6 +116,13 @@ class GoesOn(FiresEvents):
             *(self._tr_loss, record["grad_norm"], self.model_wrapped, None, self.state.epoch, None, time.time()),
             learning_rate=record["learning_rate"],
         )
+
+    def _enter_callbacks(self) -> None:
+        """Give callbacks that the checkpoint did not know a place in the state, where transformers looks when it saves."""
+        known: Any = self.state.stateful_callbacks
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                known.setdefault(type(callback).__name__, callback.state())
 
     def _restore_foreign_callbacks(self) -> None:
         """Give transformers' own stateful callbacks (early stopping) their numbers back, in the objects that users hold."""
@@ -148,6 +156,7 @@ class GoesOn(FiresEvents):
                 logger.warning(
                     "%s does not say how far its stream was read: images of a pass may come again", checkpoint
                 )
+            self._pass = (place[0], step - place[1] // self.args.gradient_accumulation_steps)
             return place
         self._pass = (stored[0], step if self.args.ignore_data_skip else stored[1])
         return self._pass[0], (step - self._pass[1]) * self.args.gradient_accumulation_steps
@@ -201,7 +210,23 @@ class GoesOn(FiresEvents):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Read a step's batches; workers that start with the first never hear the signals. See ``Trainer``."""
         with self._stop.held_back() if self._workers_are_deaf else nullcontext():
-            return super().get_batch_samples(*args, **kwargs)
+            batches, count = super().get_batch_samples(*args, **kwargs)
+        return ([], None) if self._is_rest(batches) else (batches, count)
+
+    def _is_rest(self, batches: list[Any]) -> bool:
+        """Tell whether a pass of a stream ends with fewer batches than a step takes.
+
+        Transformers would differentiate them and take no step, so that their gradient joined that of the next.
+        """
+        wanted = self.args.gradient_accumulation_steps
+        if self._pass is None or not 0 < len(batches) < wanted:
+            return False
+        if self.state.global_step == self._pass[1]:
+            raise ValueError(
+                f"a pass of the stream gives {len(batches)} batch(es), a step takes gradient_accumulation_steps={wanted}: lower it, "
+                "or per_device_train_batch_size, or let the stream give more images"
+            )
+        return True
 
     def get_train_dataloader(self) -> DataLoader:
         """Make the loader of the training; its workers are left alone by signals that stop the run. See ``Trainer``."""

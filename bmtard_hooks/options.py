@@ -18,6 +18,13 @@ class FilledWord(str):
     """A word that nobody gave, likewise."""
 
 
+class FilledTruth(int):
+    """A yes or no that nobody gave, likewise; Python allows no subclass of ``bool``."""
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+
 def option(default: Any, help: str) -> Any:
     """Declare a field of a dataclass of options, with its line for ``--help``."""
     return field(default=default, metadata={"help": help})

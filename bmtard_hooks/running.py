@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers.trainer_utils import TrainOutput
 
+from bmtard_hooks.buffers import kept_buffers
 from bmtard_hooks.checkpoint_folders import newest_whole, recover, set_aside, why_unusable
 from bmtard_hooks.checks import check_before_training, check_output_dir
 from bmtard_hooks.distributed import leave_at_exit
@@ -39,6 +39,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
 
     method: Method
     teachers: dict[str, PixelClassifier]
+    optimizer: Any
     _window: AccumulationWindow
     _own_directory = False  # becomes true with the first training, which may then be repeated
     _put_back: list[Callable[[], None]]
@@ -84,7 +85,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             self.fire("on_interrupted")
             raise
         self._finite.check()
-        return output
+        return output._replace(training_loss=output.metrics["train_loss"])  # a mean over all steps, also if resumed
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         # here, because a retry with a smaller batch (auto_find_batch_size) starts over too
@@ -163,9 +164,8 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             for event in ("on_crafted", "on_losses")
             for react in self.listeners(event)
         }
-        buffers = [partial(buffer.data.copy_, buffer.clone()) for buffer in self.model.buffers()]
         callbacks = [callback.snapshot() for callback in self.distillation_callbacks() if id(callback) in reacting]
-        return [*buffers, self.distillation.snapshot(), self._metrics.snapshot(), *callbacks]
+        return [kept_buffers(self.model), self.distillation.snapshot(), self._metrics.snapshot(), *callbacks]
 
     def _leave_out(self, reason: str) -> None:
         self._window.left_out = True
@@ -174,9 +174,9 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         logger.warning("%s This step is left out, the %d. of the run", reason, self._finite.skipped)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = self._grad_norm = super()._get_grad_norm(model, grad_norm)
         if self._window.left_out:
-            return norm
+            return self._pass_over()
+        norm = self._grad_norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.mixed_precision == "fp16":
             self._finite.succeed()
             return norm  # fp16's gradient scaler leaves such steps out itself, and lowers its scale
@@ -186,10 +186,21 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         except StepSkipped as reason:
             self._leave_out(str(reason))
             self.model.zero_grad(set_to_none=True)
-            self._grad_norm = torch.zeros_like(torch.as_tensor(whole))
-            return self._grad_norm
+            return self._pass_over()
         self._finite.succeed()
         return norm
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._window.left_out:  # a gradient scaler would look for gradients to unscale
+            return None
+        return super()._clip_grad_norm(model)  # type: ignore[misc]
+
+    def _pass_over(self) -> Tensor:
+        """Let the optimizer, and a gradient scaler around it, do nothing in this step, and return the norm of no gradient."""
+        self.accelerator.gradient_state._set_sync_gradients(False)  # until the next micro-batch
+        self.optimizer._is_overflow = False  # of an earlier step, for which the learning rate would be held back
+        self._grad_norm = torch.zeros((), device=self.args.device)
+        return self._grad_norm
 
 
 def choose_checkpoint(output_dir: Path, resume: str | bool | None, needs_best: bool = False) -> str | None:

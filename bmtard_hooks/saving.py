@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -88,8 +89,8 @@ class SavesWhole(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         final = Path(str(self.args.output_dir if output_dir is None else output_dir))
         if state_dict is None and not isinstance(self.model, PreTrainedModel):
-            # safetensors refuses channels_last, and only pretrained models change it back themselves
-            state_dict = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+            # safetensors refuses channels_last and shared memory, which only pretrained models deal with themselves
+            state_dict = _apart(self.model.state_dict())
         if self._writes_checkpoint:
             super()._save(str(final), state_dict)
             self._describe_pictures(final)
@@ -129,6 +130,18 @@ class SavesWhole(Trainer):
         except BaseException:
             shutil.rmtree(passing, ignore_errors=True)
             raise
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give every name a tensor of its own, so that tied weights are stored, and found again, under each of their names."""
+    taken: set[int] = set()
+    apart = {}
+    for name, value in weights.items():
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if place in taken else value
+        taken.add(place)
+    return apart
 
 
 def _failure(run: Path, passing: Path, error: Exception, step: int) -> str:

@@ -34,6 +34,7 @@ from bmtard_hooks.running import RunsSafely
 from bmtard_hooks.sharding import check_sharding, gathers_once, prepare_sharding
 from bmtard_hooks.state import DistillationState
 from bmtard_hooks.stopping import StopRequest
+from bmtard_hooks.student_checks import refuse_student
 from bmtard_hooks.window import AccumulationWindow, Batch
 
 
@@ -86,6 +87,7 @@ class BMTARDTrainer(RunsSafely, EvaluatesRobustness, PaperOptimization, Prepares
         refuse_unsupported(model, args, kwargs)
         self.method: Method = make_method(args)
         student, collator = choose_student(model, args, data_collator, train_dataset, kwargs.get("processing_class"))
+        refuse_student(student.backbone, args)
         if args.sync_batch_norm and args.world_size > 1:
             synchronise_batch_norm(student)
         roles = choose_teachers(self.method, student, by_role(clean_teacher, robust_teacher, teachers))

@@ -65,6 +65,19 @@ def test_a_changed_copy_of_a_config_fills_in_anew_what_was_not_given(make_config
     assert (kept.data_seed, kept.metric_for_best_model) == (0, "w_robust")
 
 
+def test_a_changed_copy_of_a_config_finds_anew_which_value_of_a_metric_is_better(make_config):
+    choosing = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    base = make_config(**choosing)
+    assert base.greater_is_better and base.to_dict()["greater_is_better"] is True
+    assert '"greater_is_better": true' in base.to_json_string() and "greater_is_better=True" in repr(base)
+    for origin in (base, pickle.loads(pickle.dumps(base)), replace(base, seed=5)):
+        copied = replace(origin, metric_for_best_model="loss")
+        assert copied.greater_is_better == False and copied.to_dict()["greater_is_better"] is False  # noqa: E712
+        assert replace(copied, metric_for_best_model="accuracy").greater_is_better
+    given = make_config(**choosing, metric_for_best_model="turn", greater_is_better=False)
+    assert replace(given, metric_for_best_model="w_robust").greater_is_better is False
+
+
 def test_filled_in_options_are_written_as_plain_values(make_config):
     options = make_config(seed=3, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
     written = options.to_dict()

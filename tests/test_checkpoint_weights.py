@@ -142,3 +142,70 @@ def test_tied_weights_that_a_file_holds_once_are_not_missed(make_trainer):
     trainer = make_trainer(Tied())
     trainer._issue_warnings_after_load(torch.nn.modules.module._IncompatibleKeys(["again.weight", "again.bias"], []))
     assert trainer._unmatched == ([], [])
+
+
+class Adapter(torch.nn.Module):
+    """A frozen network with a trained head, which alone it saves."""
+
+    num_classes = 4
+
+    def __init__(self, without=("net.",)):
+        super().__init__()
+        self.net, self.without = tiny_net(0).requires_grad_(False), without
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.adapter = torch.nn.Linear(4, 4)
+
+    def forward(self, pixel_values):
+        return self.adapter(self.net(pixel_values))
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if not name.startswith(tuple(self.without))}
+
+
+def test_adapter_that_does_not_save_its_frozen_weights_resumes_bit_for_bit(make_trainer, tmp_path):
+    straight = make_trainer(Adapter(), save_strategy="steps", save_steps=2)
+    straight.train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert load_file(checkpoint / "model.safetensors").keys() == {"adapter.weight", "adapter.bias"}
+    resumed = make_trainer(Adapter())
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for left, right in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_adapter_that_does_not_save_its_frozen_weights_ends_with_its_best(make_trainer):
+    turns = itertools.count()
+    trainer = make_trainer(Adapter(), compute_metrics=lambda _: {"turn": next(turns)}, **COURSE, **BEST)
+    trainer.train()
+    assert trainer.state.best_global_step == 4 < trainer.state.global_step
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    assert_same(best, trainer.model.state_dict())
+
+
+def test_trained_weights_that_a_network_does_not_save_are_missed_on_resume(make_trainer, tmp_path):
+    make_trainer(Adapter(("net.", "adapter.bias")), save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match=r"this Adapter: 1 are missing \(adapter.bias\)"):
+        make_trainer(Adapter(("net.", "adapter.bias"))).train(
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2")
+        )
+
+
+def test_transformer_that_is_saved_under_older_names_without_its_frozen_weights_comes_back(tmp_path):
+    class HeadOnly(ViTForImageClassification):
+        def state_dict(self, *args, **kwargs):
+            state = super().state_dict(*args, **kwargs)
+            return {name: value for name, value in state.items() if "layer" in name}
+
+    options = ViTConfig(**{**IMAGES, **LAYERS})
+    torch.manual_seed(3)
+    saved, other = HeadOnly(options), HeadOnly(options)
+    for model in (saved, other):
+        for name, weight in model.named_parameters():
+            weight.requires_grad_("layer" in name)
+    frozen = {name: value.clone() for name, value in other.named_parameters() if "layer" not in name}
+    saved.save_pretrained(tmp_path)
+    read_translated(other, str(tmp_path), ([], []))
+    assert_same(saved.state_dict(), other.state_dict())
+    assert frozen and all(torch.equal(value, other.get_parameter(name)) for name, value in frozen.items())

@@ -218,3 +218,10 @@ def test_retry_with_a_smaller_batch_starts_the_balance_anew(make_trainer, monkey
     trainer = make_trainer(auto_find_batch_size=True, weight_rate=0.5)
     trainer.train()
     assert failed and trainer.state.log_history[0]["weight_clean"] == 0.5 != failed[0]["weights"]["clean"]
+
+
+def test_mean_loss_that_a_resumed_training_returns_is_that_of_all_its_steps(make_trainer, tmp_path):
+    straight = make_trainer(save_strategy="steps", save_steps=1).train()
+    resumed = make_trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert resumed.training_loss == resumed.metrics["train_loss"] == straight.metrics["train_loss"]
+    assert straight.training_loss == straight.metrics["train_loss"]

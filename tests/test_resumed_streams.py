@@ -7,14 +7,15 @@ import pytest
 import torch
 from conftest import tiny_data, tiny_net
 
+from bmtard_hooks import DistillationCallback
 from bmtard_hooks.state import STATE_NAME
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Sixteen images in an order that every pass has for itself."""
+    """Images in an order that every pass has for itself."""
 
-    def __init__(self):
-        self.rows, self.epoch = tiny_data(16), 0
+    def __init__(self, count=16):
+        self.rows, self.epoch = tiny_data(count), 0
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -24,9 +25,9 @@ class Stream(torch.utils.data.IterableDataset):
         return iter([self.rows[position] for position in order])
 
 
-def run(make_trainer, resume=None, **options):
+def run(make_trainer, resume=None, count=16, **options):
     options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 1, "augment": "crop_flip", **options}
-    trainer = make_trainer(tiny_net(0, batch_norm=True, dropout=0.3), Stream(), crop_padding=1, **options)
+    trainer = make_trainer(tiny_net(0, batch_norm=True, dropout=0.3), Stream(count), crop_padding=1, **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -93,3 +94,56 @@ def test_checkpoint_that_does_not_say_how_far_a_stream_was_read_is_warned_about(
     (path.parent / "checkpoint_manifest.json").unlink()
     run(make_trainer, True)
     assert "does not say how far its stream was read: images of a pass may come again" in caplog.text
+
+
+class Moves(DistillationCallback):
+    """Counts how often the balance moves, and keeps the norm of every step's gradient."""
+
+    def __init__(self):
+        self.count, self.norms = 0, []
+
+    def on_losses(self, args, state, control, **kwargs):
+        self.count += 1
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+
+
+def test_batches_that_do_not_fill_the_last_step_of_a_pass_are_left_out(make_trainer):
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "max_steps": 6}
+    found = []
+    for count in (8, 10):  # ten images make a fifth batch in every pass
+        moves = Moves()
+        trainer = make_trainer(
+            tiny_net(0), FirstInOrder(count), callbacks=[moves], overwrite_output_dir=True, start="zero", **options
+        )
+        trainer.train()
+        assert moves.count == trainer.state.global_step == len(moves.norms) == 6
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        found.append((moves.norms, losses, trainer.distillation.state_dict()))
+    assert found[0] == found[1]
+
+
+class FirstInOrder(torch.utils.data.IterableDataset):
+    """The first images of ten, in their order."""
+
+    def __init__(self, count):
+        self.rows, self.count = tiny_data(10), count
+
+    def __iter__(self):
+        return iter([self.rows[position] for position in range(self.count)])
+
+
+def test_run_over_a_stream_whose_passes_do_not_fill_their_steps_resumes_bit_for_bit(make_trainer, tmp_path):
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "count": 10, "max_steps": 6}
+    straight = run(make_trainer, **options)
+    for stop in (5, 4, 2, 1):  # two steps a pass
+        for step in range(stop + 1, 7):
+            shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}", ignore_errors=True)
+        assert_same(straight, run(make_trainer, True, **options))
+
+
+def test_stream_that_never_fills_a_step_is_refused(make_trainer):
+    message = r"a pass of the stream gives 1 batch\(es\), a step takes gradient_accumulation_steps=2: lower it"
+    with pytest.raises(ValueError, match=message):
+        run(make_trainer, count=4, gradient_accumulation_steps=2)

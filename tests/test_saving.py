@@ -1,8 +1,35 @@
+import itertools
+
 import datasets
 import pytest
 import torch
+from conftest import TinyNet
+from safetensors.torch import load_file
 
 from bmtard_hooks import create_model
+
+
+class Tied(TinyNet):
+    """A student with a submodule under two names, a weight under two names, and a view of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.head
+        self.first = torch.nn.Linear(6, 6, bias=False)
+        self.second = torch.nn.Linear(6, 6, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("row", self.head.weight.detach()[0])
+
+    def forward(self, pixel_values):
+        features = torch.relu(self.conv(pixel_values)).flatten(2).transpose(1, 2)
+        features = torch.relu(self.second(torch.relu(self.first(features))))
+        return self.again(features.transpose(1, 2).flatten(1))
+
+
+def tied():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tied()
 
 
 def test_student_by_name_and_timm_network_are_saved_for_from_pretrained(make_trainer, tmp_path):
@@ -92,3 +119,34 @@ def test_name_of_a_student_for_data_without_classes_is_refused_with_the_fix(make
     rows = datasets.Dataset.from_dict({"pixel_values": [[[[0] * 8] * 8] * 3] * 4, "labels": [0, 1, 2, 3]})
     with pytest.raises(ValueError, match=r"does not say how many classes 'resnet8_cifar' .* num_classes"):
         make_trainer("resnet8_cifar", rows)
+
+
+def test_student_with_tied_weights_is_saved_under_all_names_and_resumes_bit_for_bit(make_trainer, tmp_path):
+    straight = make_trainer(tied(), save_strategy="steps", save_steps=1)
+    straight.train()
+    states = [load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4)]
+    assert all(state.keys() == straight.model.state_dict().keys() for state in states)
+    resumed = make_trainer(tied())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.state.global_step == 4 and resumed.model.again is resumed.model.head
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]) and torch.equal(value, states[1][name]), name
+    assert not torch.equal(states[0]["first.weight"], states[1]["first.weight"])
+
+
+def test_student_with_tied_weights_ends_with_its_best_model(make_trainer):
+    turns = itertools.count()
+    trainer = make_trainer(
+        tied(),
+        compute_metrics=lambda _: {"turn": next(turns)},
+        metric_for_best_model="turn",
+        greater_is_better=False,
+        load_best_model_at_end=True,
+        num_train_epochs=2,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 4 < trainer.state.global_step
+    best = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from bmtard_hooks.buffers import kept_buffers
+
 
 @contextmanager
 def attack_mode(model: nn.Module, *, train_mode: bool = False, foreign: bool = False) -> Iterator[nn.Module]:
@@ -31,7 +33,7 @@ def attack_mode(model: nn.Module, *, train_mode: bool = False, foreign: bool = F
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()] if foreign else []
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if foreign else []
+    put_buffers_back = kept_buffers(model) if foreign else None
     try:
         if not train_mode:
             model.eval()
@@ -48,9 +50,8 @@ def attack_mode(model: nn.Module, *, train_mode: bool = False, foreign: bool = F
             parameter.requires_grad_(True)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+        if put_buffers_back is not None:
+            put_buffers_back()
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerState, set_seed
 
 from bmtard_hooks.batch_statistics import BatchesOfSeveral, batch_norms, estimate_statistics
+from bmtard_hooks.buffers import kept_buffers
 from bmtard_hooks.callbacks.base import DistillationCallback
 from bmtard_hooks.data import is_map_style
 from bmtard_hooks.randomness import keyed_generator, untouched_randomness
@@ -159,11 +160,14 @@ class WeightAveraging(DistillationCallback):
         if self._estimated_at == self.updates or not self._estimates():
             return
         model = self.trainer.model
-        own = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        with _holding([*self._parameters(), *own]), untouched_randomness(self.trainer.args.device):
-            estimate_statistics(model, self.trainer.student, self._batches(), self.statistics == "samples")
-            norms = {id(buffer) for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)}
-            self._estimated = {name: value.clone() for name, value in model.named_buffers() if id(value) in norms}
+        put_back = kept_buffers(model)
+        try:
+            with _holding(self._parameters()), untouched_randomness(self.trainer.args.device):
+                estimate_statistics(model, self.trainer.student, self._batches(), self.statistics == "samples")
+                norms = {id(buffer) for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)}
+                self._estimated = {name: value.clone() for name, value in model.named_buffers() if id(value) in norms}
+        finally:
+            put_back()
         self._estimated_at = self.updates
 
     def _batches(self) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """Numbers that go wrong: the run stops, names the first, the step and the likely cause; or leaves the step out and counts it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -213,6 +214,34 @@ def test_steps_left_out_in_fp16_are_counted_in_a_row_only_if_they_are(faulty, mo
     monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", property(lambda self: "fp16"))  # in name only
     trainer.train()
     assert trainer.state.global_step == 6 and trainer._finite.skipped == 3
+
+
+@pytest.mark.parametrize("clipping", [0.0, 1.0])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["image", "teacher", "loss"])
+def test_step_left_out_under_a_gradient_scaler_moves_neither_weights_nor_scale(
+    faulty, monkeypatch, kind, accumulation, clipping
+):
+    options = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
+    trainer = faulty(kind, 1, 3, max_skipped_steps=1, max_grad_norm=clipping, weight_decay=0.1, **options)
+    scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+    trainer.accelerator.native_amp = True
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", property(lambda self: "fp16"))
+    snapshots, scales, before = Snapshots(), [], copy.deepcopy(trainer.model.state_dict())
+
+    class Scales(TrainerCallback):
+        def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+            scales.append((scaler.get_scale(), lr_scheduler.last_epoch))
+
+    trainer.add_callback(snapshots)
+    trainer.add_callback(Scales())
+    trainer.train()
+    states = [before, *snapshots.states]
+    still = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(states)]
+    assert still == [True, False, True, False, False, False]
+    assert scales == [(4.0, 1), (8.0, 2), (8.0, 3), (16.0, 4), (32.0, 5), (64.0, 6)]
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["grad_norm"] == 0 for row in rows] == still and rows[-1]["skipped_steps"] == 2
 
 
 def test_more_steps_in_a_row_than_allowed_stop_the_run(faulty, tmp_path):

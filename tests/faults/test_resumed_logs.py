@@ -1,10 +1,13 @@
 """What a resumed run logs, evaluates and decides is what the uninterrupted one does, from whichever checkpoint it goes on."""
 
+import json
+
 import pytest
 import torch
 from conftest import tiny_data, tiny_net
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from bmtard_hooks.state import STATE_NAME
 from bmtard_hooks.stopping import StoppedBySignal
 
 TIMES = ("runtime", "per_second", "flos")
@@ -68,6 +71,28 @@ def test_early_stopping_keeps_its_patience_and_its_decision(make_trainer, tmp_pa
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
         assert resumed.state.global_step == 6 and logs(resumed) == logs(straight), step
         assert stopping.early_stopping_patience_counter == 2  # in the object that the user holds
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with its record", "of an earlier release"])
+def test_early_stopping_that_the_checkpoint_did_not_know_joins_the_run(make_trainer, tmp_path, whole):
+    options = {
+        **{"data": tiny_data(40), "learning_rate": 0.0, "steps": 1, "save_strategy": "steps", "save_steps": 1},
+        **{"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "w_robust"},
+    }
+    make_trainer(max_steps=3, **options).train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    if not whole:
+        path = checkpoint / STATE_NAME
+        content = json.loads(path.read_text())
+        del content["run"]
+        path.write_text(json.dumps(content))
+        (checkpoint / "checkpoint_manifest.json").unlink()
+    stopping = EarlyStoppingCallback(2)
+    resumed = make_trainer(callbacks=[stopping], **options)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 6 and stopping.early_stopping_patience_counter == 2
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["EarlyStoppingCallback"]["attributes"] == {"early_stopping_patience_counter": 2}
 
 
 class AsksToStop(TrainerCallback):
