@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from bmtard_hooks.arguments import DataArguments, parse
 from bmtard_hooks.assembly import naming_what_cannot_load
+from bmtard_hooks.choosing_checkpoints import choosing_defaults
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models import PixelClassifier, load_teacher
@@ -84,6 +85,8 @@ def distil(
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Train a student as a command line says, choose its best checkpoint on held-out training images, measure it.
 
+    ``choosing_defaults`` says when no checkpoint is chosen.
+
     Args:
         argv: the command line without the program's name; ``sys.argv[1:]`` if None.
         description: for ``--help``.
@@ -98,7 +101,9 @@ def distil(
         ValueError: for options, data or teachers that do not fit, before anything is written.
     """
     types = [ModelArguments, DataArguments, BMTARDConfig]
-    models, data, config = parse(types, argv, description, program, defaults)
+    models, data, config = parse(
+        types, argv, description, program, lambda given: {**choosing_defaults(given), **(defaults or {})}
+    )
     train, validation, test = data.load()
     teachers = models.load_teachers(train.num_classes)
     set_seed(config.seed)  # of the first weights

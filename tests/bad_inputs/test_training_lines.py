@@ -58,8 +58,10 @@ WEIGHTS = "pass checkpoint=FILE, pretrained=True, or a saved directory"
     train("milestones that fall", "--lr_milestones 3 2", "[3.0, 2.0]", "increasing", "215 260 285"),
     train("metric", "--eval_strategy epoch --metric_for_best_model robust", "'robust'", "w_robust", "Did you mean"),
     train(
-        "best of nothing", "--load_best_model_at_end true", "eval_strategy='no'", "evaluations", "pass eval_strategy"
+        *("best of nothing", "--load_best_model_at_end true --eval_strategy no"),
+        *("eval_strategy='no'", "evaluations", "pass eval_strategy"),
     ),
+    train("word for a strategy", "--save_strategy epohc", "save_strategy='epohc'", "one of no, steps, epoch", "pass"),
     train("deepspeed", "--deepspeed x.json", "deepspeed='x.json'", "not supported", "Use DDP"),
     train("fsdp", "--fsdp full_shard", "fsdp='full_shard'", "several accelerators", "leave FSDP out"),
     train("unknown method", "--method bmtadr", "'bmtadr'", "methods are", "did you mean bmtard"),
@@ -135,7 +137,14 @@ OF_CIFAR10 = "--dataset {files}/data --validation_images 4 --output_dir {run} --
         "did you mean",
         "resnet8_cifar",
     ),
-    recipe(train_teacher.main, "teacher method", OF_TEACHER + "--method bmtard", "method 'bmtard'", "needs a", "pass"),
+    recipe(
+        *(train_teacher.main, "teacher method", OF_TEACHER + "--method bmtard"),
+        *("method 'bmtard' needs teachers (clean, robust)", "trains without teachers", "pass --method natural, sat"),
+    ),
+    recipe(
+        *(train_teacher.main, "teacher with IGDM", OF_TEACHER + "--igdm_weight 1"),
+        *("method 'sat' needs teachers (robust)", "trains without teachers", "no --igdm_weight"),
+    ),
     recipe(train_teacher.main, "teacher data", OF_TEACHER + "--dataset ./no", "./no", DATA, UNSET, FileNotFoundError),
     recipe(train_teacher.main, "teacher seed", OF_TEACHER + "--seed -1", "seed=-1", "0 to 4294967295", "42"),
     recipe(
