@@ -69,6 +69,12 @@ def build_architecture(
     return wrap_timm(network, name, num_classes, complete)
 
 
+def is_own_architecture(name: str) -> bool:
+    """Tell an architecture that this library registers from one that timm brings."""
+    base = name.split(".")[0]
+    return timm.is_model(base) and timm.model_entrypoint(base).__module__.startswith("bmtard_hooks.")
+
+
 def check_architecture(name: str) -> None:
     """Raise ``ValueError`` with the nearest names if timm does not know an architecture."""
     if timm.is_model(name.split(".")[0]):
