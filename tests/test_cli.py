@@ -162,7 +162,10 @@ def test_a_report_of_a_newer_version_is_refused_by_name(files, tmp_path, capsys)
         ),
         (["preview", "--clean_teacher", "x"], "missing --robust_teacher"),
         (["report", "nowhere.json", "--output_dir", "{tmp}"], "nowhere.json"),
-        (["train", "--dataset", "{data}", "--output_dir", "{tmp}", "--validation_images", "4"], "needs a robust"),
+        (
+            ["train", "--dataset", "{data}", "--output_dir", "{tmp}", "--validation_images", "4"],
+            "missing: clean, robust. Pass clean_teacher=… and",
+        ),
         (["measure"], "unknown command 'measure'"),
     ],
 )

@@ -19,7 +19,10 @@ def with_label_column(labels):
 @pytest.mark.parametrize(
     "parts, message",
     [
-        ({"clean_teacher": None}, "method 'bmtard' needs a clean teacher: pass clean_teacher="),
+        (
+            {"clean_teacher": None},
+            "method 'bmtard' needs two teachers, clean and robust; missing: clean. Pass clean_teacher=",
+        ),
         ({"clean_teacher": sharp_net(1, num_classes=7)}, "the clean teacher has 7 classes, the student has 4"),
         ({"model": None}, "pass the student as model="),
         ({"model": "resnet18_cifra"}, "unknown model 'resnet18_cifra': did you mean resnet18_cifar"),

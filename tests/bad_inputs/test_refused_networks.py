@@ -141,10 +141,14 @@ def of(**teachers):
 
 
 @table(
-    Row("missing", of(robust=sharp_net(2)), "needs a clean teacher", "clean", "pass clean_teacher=…"),
     Row(
-        "misnamed", of(cleen=sharp_net(1), robust=sharp_net(2)), "'cleen'", "needs a clean teacher", "clean_teacher=…"
+        "missing",
+        of(robust=sharp_net(2)),
+        "missing: clean",
+        "needs two teachers, clean and robust",
+        "Pass clean_teacher=…",
     ),
+    Row("misnamed", of(cleen=sharp_net(1), robust=sharp_net(2)), "'cleen'", "missing: clean", "clean_teacher=…"),
 )
 def test_teachers_that_do_not_go_with_the_method_are_refused(row, request):
     refused(row, request)
