@@ -14,6 +14,7 @@ Every option of BMTARDConfig can follow, see `--help`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from bmtard_hooks.arguments import DataArguments, option, parse
 from bmtard_hooks.choosing_checkpoints import choosing_defaults
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.methods import make_method
+from bmtard_hooks.mistakes import exit_code
 from bmtard_hooks.recipe import create_for, train_and_measure
 
 
@@ -71,4 +73,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("train_teacher.py", main))

@@ -1,5 +1,9 @@
 """Command lines of `bmtard train`, the recipes and comparisons that cannot work."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import cifar10
 import compare
 import pytest
@@ -8,6 +12,8 @@ from refusing import EXIT, Row, refused, table
 from small_world import save_world
 
 from bmtard_hooks.cli import main
+
+RECIPES = Path(cifar10.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,12 @@ OF_CIFAR10 = "--dataset {files}/data --validation_images 4 --output_dir {run} --
     recipe(train_teacher.main, "teacher data", OF_TEACHER + "--dataset ./no", "./no", DATA, UNSET, FileNotFoundError),
     recipe(train_teacher.main, "teacher seed", OF_TEACHER + "--seed -1", "seed=-1", "0 to 4294967295", "42"),
     recipe(
-        cifar10.main, "student alone", OF_CIFAR10, "'bmtard'", "a robust and a clean teacher", "pass robust_teacher="
+        *(cifar10.main, "student alone", OF_CIFAR10, "'bmtard'", "two teachers, clean and robust"),
+        "Pass clean_teacher=… and robust_teacher=… (--clean_teacher DIR --robust_teacher DIR)",
+    ),
+    recipe(
+        *(cifar10.main, "student alone, and no data", OF_CIFAR10 + "--dataset ./no", "'bmtard'"),
+        *("two teachers, clean and robust", "--clean_teacher DIR"),
     ),
     recipe(cifar10.main, "student epss", OF_CIFAR10 + "--epss 3", "--epss", "did you mean --eps", HELP),
     recipe(
@@ -158,6 +169,16 @@ OF_CIFAR10 = "--dataset {files}/data --validation_images 4 --output_dir {run} --
 )
 def test_line_of_a_recipe_is_refused(row, request, world):
     refused(row, request, world)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "train_teacher"])
+def test_script_says_in_one_line_what_is_wrong_with_its_command_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--seed", "-1", "--output_dir", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == EXIT and len(said) == 1
+    assert said[0].startswith(f"{name}.py: seed=-1 is not allowed: pass a whole number")
 
 
 def comparison(name, words, received, allowed, fix):
