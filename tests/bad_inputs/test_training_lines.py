@@ -76,7 +76,9 @@ WEIGHTS = "pass checkpoint=FILE, pretrained=True, or a saved directory"
     train("data of a file", "--dataset {files}/note.txt", "note.txt", DATA, "Pass another"),
     train("data of nothing", "--dataset {files}/empty", "empty", DATA, "Pass another"),
     train("no such split", "--train_split trian", "no split 'trian'", "train, test", "pass --train_split"),
-    train("no such column", "--image_column pic", "'pic'", "['img', 'label']", "pass image_column=NAME"),
+    train(
+        "no such column", "--image_column pic", "'pic'", "['img', 'label']", "on a command line --image_column NAME"
+    ),
     train("no such labels", "--label_column kind", "'kind'", "['img', 'label']", "pass label_column=NAME"),
     train("validation on all", "--validation_images 12", "--validation_images 12", "from 1 to 11", "pass a number"),
     train("validation on none", "--validation_images 0", "--validation_images 0", "from 1 to 11", "pass a number"),
