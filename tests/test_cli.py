@@ -157,6 +157,22 @@ def test_a_report_of_a_newer_version_is_refused_by_name(files, tmp_path, capsys)
         (["evaluate", "--model", "{clean}", "--output_dir", "{tmp}", "--dataset", "{data}", "--eps", "8"], "8/255"),
         (["evaluate", "--model", "resnet9_cifar", "--output_dir", "{tmp}", "--dataset", "{data}"], "resnet8_cifar"),
         (
+            ["evaluate", "--model", "resnet8_cifar", "--output_dir", "{tmp}", "--dataset", "none"],
+            "pass --checkpoint FILE",
+        ),
+        (
+            ["evaluate", "--model", "{clean}", "--surrogate", "resnet8_cifar", "--output_dir", "{tmp}"],
+            "--surrogate resnet8_cifar is an architecture without weights: pass --surrogate_checkpoint FILE, or a saved",
+        ),
+        (
+            ["preview", "--clean_teacher", "{clean}", "--robust_teacher", "resnet8_cifar", "--dataset", "none"],
+            "pass --robust_teacher_checkpoint FILE, or a saved directory",
+        ),
+        (
+            ["evaluate", "--model", "out_trainx", "--output_dir", "{tmp}", "--dataset", "{data}"],
+            "is neither a directory",
+        ),
+        (
             ["evaluate", "--model", "{clean}", "--output_dir", "{tmp}", "--dataset", "{data}", "--attacks", "pgdd"],
             "unknown attack",
         ),
