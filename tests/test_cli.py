@@ -123,6 +123,19 @@ def test_plot_takes_names_and_reports_in_the_order_of_the_runs(files, tmp_path, 
     assert "nothing to draw" in capsys.readouterr().err
 
 
+def test_plot_uses_no_report_where_several_name_one_model(files, tmp_path, capsys):
+    words = ("--attacks", "fgsm", "--checks", "false", "--name", "one")
+    for place in ("a", "b"):
+        assert evaluate(files, tmp_path / place, *words) == 0
+    drawn = ("plot", write_log(tmp_path, "one", **MEASURED), "--output_dir", tmp_path / "figures")
+    assert run(*drawn) == 0
+    shown = capsys.readouterr().out
+    assert "- several reports name this model, and none is used: " in shown and "say which with --reports" in shown
+    assert (tmp_path / "figures" / "figure_ablation.png").is_file()  # from the log
+    assert run(*drawn, "--reports", tmp_path / "a") == 0
+    assert "several reports" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
