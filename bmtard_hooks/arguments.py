@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from bmtard_hooks.image_tensors import ImageTensors, load_images
+from bmtard_hooks.option_names import near_options
 from bmtard_hooks.options import option, read_number
 from bmtard_hooks.yaml_files import read_yaml
 
@@ -184,7 +184,7 @@ def parse(
         FileNotFoundError: if a file does not exist, with the files that led to it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(list(types), description=description, prog=program)  # type: ignore[arg-type]
+    parser = _Parser(list(types), description=description, prog=program, allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with options; the command line wins over it.")
     known = {entry.name for kind in types for entry in fields(kind) if entry.init}
     own = defaults if callable(defaults) else lambda given: defaults or {}
@@ -207,7 +207,7 @@ def _unknown_words(words: Sequence[str], known: set[str]) -> str:
     options = [word for word in words if word.startswith("--")]
     if not options:
         return f"words {' '.join(words)}: a value without an option, or a second value of one that takes one"
-    near = difflib.get_close_matches(options[0].strip("-").split("=")[0].replace("-", "_"), known, n=3)
+    near = near_options(options[0].strip("-").split("=")[0].replace("-", "_"), known)
     hint = f": did you mean {', '.join(f'--{name}' for name in near)}?" if near else ""
     return f"option {' '.join(options)}{hint}"
 
@@ -257,7 +257,7 @@ def read_options(path: Path, known: set[str], including: tuple[Path, ...] = ()) 
 def _known_only(options: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
+            near = near_options(str(key), known)
             raise ValueError(
                 f"{where}: unknown option {key!r}" + (f": did you mean {', '.join(near)}?" if near else "")
             )
