@@ -54,7 +54,7 @@ def test_two_tensors_that_are_no_data_set_are_refused(given, message):
 
 
 def test_a_loader_a_name_and_splits_are_answered_with_what_to_pass(scene):
-    net, data = scene
+    net, _ = scene
     splits = DatasetDict({"test": Dataset.from_dict({"label": [0]})})
     for given, message in (
         (torch.utils.data.DataLoader(tiny_data(8)), "pass loader.dataset"),
