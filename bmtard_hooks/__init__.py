@@ -14,7 +14,7 @@ from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
 from bmtard_hooks.evaluation.report import RobustnessReport
-from bmtard_hooks.image_tensors import ImageTensors, load_images
+from bmtard_hooks.image_tensors import ImageTensors, as_image_tensors, load_images
 from bmtard_hooks.methods import Method, method_names, register
 from bmtard_hooks.models import PixelClassifier, create_model, load_teacher
 from bmtard_hooks.state import DistillationState
@@ -37,6 +37,7 @@ __all__ = [
     "RobustnessReport",
     "WeightAveraging",
     "__version__",
+    "as_image_tensors",
     "attack_mode",
     "create_model",
     "evaluate_robustness",

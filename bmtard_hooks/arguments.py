@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from bmtard_hooks.image_tensors import ImageTensors, load_images
+from bmtard_hooks.option_names import near_options
 from bmtard_hooks.options import option, read_number
 from bmtard_hooks.yaml_files import read_yaml
 
@@ -120,6 +120,9 @@ def splits_of(dataset: str) -> list[str]:
     return list(map(str, datasets.get_dataset_split_names(dataset)))
 
 
+Defaults = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
 class _Parser(HfArgumentParser):
     """Reads fractions as numbers, and says what is wrong in one line, without the usage of two hundred options."""
 
@@ -128,6 +131,12 @@ class _Parser(HfArgumentParser):
         if settings.get("type") is float:
             settings["type"] = _number
         return super().add_argument(*names, **settings)
+
+    def given(self, words: Sequence[str], known: set[str]) -> dict[str, Any]:
+        """Read the options that stand among words, without the defaults of the others."""
+        absent = object()
+        found, _ = self.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(known, absent)))
+        return {name: value for name, value in vars(found).items() if name in known and value is not absent}
 
     def error(self, message: str) -> NoReturn:
         """Print the message and leave with status 2."""
@@ -148,7 +157,7 @@ def parse(
     argv: Sequence[str] | None = None,
     description: str | None = None,
     program: str | None = None,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Defaults | None = None,
 ) -> tuple[Any, ...]:
     """Fill dataclasses from ``--config file.yaml`` and from options, which win over the file.
 
@@ -163,7 +172,8 @@ def parse(
         argv: the command line without the program's name; ``sys.argv[1:]`` by default.
         description: for ``--help``.
         program: name of the program for ``--help``; that of the running script by default.
-        defaults: option to the program's own default, in place of the dataclass's; file and command line win over it.
+        defaults: option to the program's own default, in place of the dataclass's; file and command line win over it. Where
+            it depends on what they give, a function from the given options to such a mapping.
 
     Returns:
         One instance per dataclass.
@@ -174,17 +184,19 @@ def parse(
         FileNotFoundError: if a file does not exist, with the files that led to it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(list(types), description=description, prog=program)  # type: ignore[arg-type]
+    parser = _Parser(list(types), description=description, prog=program, allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="YAML file with options; the command line wins over it.")
     known = {entry.name for kind in types for entry in fields(kind) if entry.init}
-    parser.set_defaults(**_known_only(dict(defaults or {}), known, "defaults"))
+    own = defaults if callable(defaults) else lambda given: defaults or {}
+    parser.set_defaults(**_known_only(dict(own({})), known, "defaults"))
     path = _config_path(argv)
     lists = {entry.name for kind in types for entry in fields(kind) if "list" in str(entry.type).lower()}
     given = read_options(path, known) if path is not None else {}
     parser.set_defaults(**{name: [] for name, value in given.items() if value == [] and name in lists})
-    from_file = _as_words(given, lists, path) if path is not None else []
+    words = [*(_as_words(given, lists, path) if path is not None else []), *argv]
+    parser.set_defaults(**_known_only(dict(own(parser.given(words, known))), known, "defaults"))
     *parsed, _, unknown = parser.parse_args_into_dataclasses(
-        [*from_file, *argv], return_remaining_strings=True, look_for_args_file=False
+        words, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         raise ValueError(f"unknown {_unknown_words(unknown, known)}: --help lists the options")
@@ -195,7 +207,7 @@ def _unknown_words(words: Sequence[str], known: set[str]) -> str:
     options = [word for word in words if word.startswith("--")]
     if not options:
         return f"words {' '.join(words)}: a value without an option, or a second value of one that takes one"
-    near = difflib.get_close_matches(options[0].strip("-").split("=")[0].replace("-", "_"), known, n=3)
+    near = near_options(options[0].strip("-").split("=")[0].replace("-", "_"), known)
     hint = f": did you mean {', '.join(f'--{name}' for name in near)}?" if near else ""
     return f"option {' '.join(options)}{hint}"
 
@@ -245,7 +257,7 @@ def read_options(path: Path, known: set[str], including: tuple[Path, ...] = ()) 
 def _known_only(options: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
+            near = near_options(str(key), known)
             raise ValueError(
                 f"{where}: unknown option {key!r}" + (f": did you mean {', '.join(near)}?" if near else "")
             )

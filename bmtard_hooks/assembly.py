@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ from bmtard_hooks.models.precision import require_float32
 from bmtard_hooks.models.teachers import as_teacher
 
 logger = logging.getLogger(__name__)
+
+ARGUMENTS = ("clean", "robust")
+"""Roles with an argument of the Trainer; others go into ``teachers``."""
+
+ROLES = (*ARGUMENTS, "robust_l2")
+"""Roles with an option on command lines."""
 
 
 def choose_student(
@@ -75,6 +81,37 @@ def by_role(clean: Any, robust: Any, others: Any) -> dict[str, Any]:
     return {"clean": clean, "robust": robust, **(others or {})}
 
 
+def require_teachers(method: Method, given: Mapping[str, Any]) -> None:
+    """Refuse a run that lacks a teacher of its method.
+
+    Args:
+        method: the method.
+        given: role to what the user passed, None for nothing.
+
+    Raises:
+        ValueError: naming the teachers that it needs, those that are missing, and how both Python and a command line name them.
+    """
+    needed = sorted(method.teachers)
+    missing = [role for role in needed if given.get(role) is None]
+    if not missing:
+        return
+    others = [repr(name) for name in given if name not in (*ROLES, *needed)]
+    unknown = f" ({', '.join(others)} is none of them)" if others else ""
+    extra = ", ".join(f'"{role}": …' for role in missing if role not in ARGUMENTS)
+    words = [f"{role}_teacher=…" for role in missing if role in ARGUMENTS] + [f"teachers={{{extra}}}"] * bool(extra)
+    options = " ".join(f"--{role}_teacher DIR" for role in missing if role in ROLES)
+    count = {1: "one teacher", 2: "two teachers", 3: "three teachers"}.get(len(needed), f"{len(needed)} teachers")
+    raise ValueError(
+        f"method {method.name!r} needs {count}, {_listed(needed)}{unknown}; missing: {', '.join(missing)}. "
+        f"Pass {_listed(words)}" + (f" ({options})" if options else "")
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def choose_teachers(
     method: Method, student: PixelClassifier, given: Mapping[str, str | nn.Module | None]
 ) -> dict[str, PixelClassifier]:
@@ -92,12 +129,7 @@ def choose_teachers(
         ValueError: if one is missing, cannot be loaded, is the student itself, or is to be trained in half precision.
         TypeError: if one is neither a module nor a name.
     """
-    missing = [name for name in method.teachers if given.get(name) is None]
-    if missing:
-        how = f"{missing[0]}_teacher=…" if missing[0] in ("clean", "robust") else f'teachers={{"{missing[0]}": …}}'
-        others = [repr(name) for name in given if name not in ("clean", "robust", *method.teachers)]
-        unknown = f" ({', '.join(others)} is none of its teachers)" if others else ""
-        raise ValueError(f"method {method.name!r} needs a {' and a '.join(missing)} teacher{unknown}: pass {how}")
+    require_teachers(method, given)
     unused = [name for name, teacher in given.items() if teacher is not None and name not in method.teachers]
     if unused:
         logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))

@@ -151,7 +151,7 @@ def check_before_training(trainer: BMTARDTrainer, resume: str | bool | None) -> 
     if trainer.args.dataloader_num_workers == 0 and decodes_pictures(rows):
         logger.info(
             "train_dataset decodes its pictures anew in every epoch, and the training waits for it: "
-            "bmtard_hooks.image_tensors.as_image_tensors(train_dataset) decodes them once; or set dataloader_num_workers"
+            "bmtard_hooks.as_image_tensors(train_dataset) decodes them once; or set dataloader_num_workers"
         )
     with untouched_randomness(trainer.args.device):
         check_first_batch(trainer, trainer.data_collator([rows[0], rows[min(1, len(rows) - 1)]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,6 +12,7 @@ from bmtard_hooks.commands.plot import plot
 from bmtard_hooks.commands.preview import preview
 from bmtard_hooks.commands.report import report
 from bmtard_hooks.commands.train import train
+from bmtard_hooks.mistakes import MISTAKE, exit_code
 
 COMMANDS: dict[str, Callable[[Sequence[str]], str]] = {
     "train": train,
@@ -37,20 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help") or arguments[0] not in COMMANDS | {"--version": None}:
         unknown = bool(arguments) and arguments[0] not in ("-h", "--help")
         print(_usage(arguments[0] if unknown else None), file=sys.stderr if unknown else sys.stdout)
-        return 2 if unknown else 0
+        return MISTAKE if unknown else 0
     if arguments[0] == "--version":
         print(__version__)
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        shown = COMMANDS[arguments[0]](arguments[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
-        # OSError: files, directories, and hubs that cannot be reached; FloatingPointError: a loss that is no number
-        print(f"bmtard {arguments[0]}: {error}", file=sys.stderr)
-        return 2
+    return exit_code(f"bmtard {arguments[0]}", lambda: _run(COMMANDS[arguments[0]], arguments[1:]))
+
+
+def _run(command: Callable[[Sequence[str]], str], words: Sequence[str]) -> None:
+    shown = command(words)
     if shown:  # nothing but on the main process
         print(shown)
-    return 0
 
 
 def _usage(unknown: str | None) -> str:

@@ -18,6 +18,7 @@ from bmtard_hooks.data import AUGMENTATIONS
 from bmtard_hooks.environment_checks import require_environment
 from bmtard_hooks.methods import make_method, method_class
 from bmtard_hooks.option_checks import require_kinds, require_ranges
+from bmtard_hooks.option_names import naming_unknown_options
 from bmtard_hooks.options import FilledNumber, FilledTruth, FilledWord, MethodOptions, option, require, require_finite
 from bmtard_hooks.stopping import SIGNALS
 
@@ -29,6 +30,7 @@ PAPER_AUGMENT = "crop_flip"
 PAPER_PADDING = 4
 
 
+@naming_unknown_options
 @dataclass
 class BMTARDConfig(MethodOptions, TrainingArguments):
     """Training arguments of transformers, plus the method, the attack, the balance and the optimizer of the paper.
@@ -38,6 +40,7 @@ class BMTARDConfig(MethodOptions, TrainingArguments):
 
     Raises:
         ValueError: if an option is outside its range; the message names the value, the range and the fix.
+        TypeError: for an option that does not exist, with those that may have been meant.
     """
 
     method: str = option("bmtard", "Training method: bmtard or another name of the README's table of methods.")

@@ -19,7 +19,9 @@ LABEL_COLUMNS = ("labels", "label", "fine_label", "y")
 CHANNELS = (1, 3, 4)
 
 
-def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str], what: str) -> str:
+def find_column(
+    columns: Sequence[str], wanted: str | None, known: Sequence[str], what: str, collated: bool = False
+) -> str:
     """Find the image or label column of a data set.
 
     Args:
@@ -27,6 +29,7 @@ def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str]
         wanted: the name a user gave, or None to look for a usual one.
         known: the usual names, in order.
         what: ``image`` or ``label``, for the message.
+        collated: the columns are what a Trainer gave to its collator, perhaps fewer than the data set has.
 
     Raises:
         ValueError: if there is none, listing the columns that exist.
@@ -37,7 +40,12 @@ def find_column(columns: Sequence[str], wanted: str | None, known: Sequence[str]
             return name
     raise ValueError(
         f"no {what} column {' or '.join(repr(name) for name in candidates)} among {sorted(columns)}: "
-        f"pass {what}_column=NAME"
+        f"pass {what}_column=NAME to PGDCollator(…) or load_images(…), on a command line --{what}_column NAME"
+        + (
+            ". If the data set has such a column, the Trainer removed it: set remove_unused_columns=False"
+            if collated
+            else ""
+        )
     )
 
 

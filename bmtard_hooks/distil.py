@@ -10,9 +10,11 @@ from typing import Any
 from transformers import set_seed
 
 from bmtard_hooks.arguments import DataArguments, parse
-from bmtard_hooks.assembly import naming_what_cannot_load
+from bmtard_hooks.assembly import ROLES, naming_what_cannot_load, require_teachers
+from bmtard_hooks.choosing_checkpoints import choosing_defaults
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.image_tensors import ImageTensors
+from bmtard_hooks.methods import make_method
 from bmtard_hooks.models import PixelClassifier, load_teacher
 from bmtard_hooks.options import option, require
 from bmtard_hooks.recipe import create_for, train_and_measure
@@ -55,12 +57,14 @@ class ModelArguments:
                 std=self.student_std,
             )
 
-    def load_teachers(self, num_classes: int) -> dict[str, PixelClassifier]:
-        """Load the teachers that were named, by role."""
+    def named_teachers(self) -> dict[str, tuple[str | None, str | None]]:
+        """Give the teachers' names and checkpoints by role.
+
+        Raises:
+            ValueError: for a checkpoint without its architecture.
+        """
         named = {
-            "clean": (self.clean_teacher, self.clean_teacher_checkpoint),
-            "robust": (self.robust_teacher, self.robust_teacher_checkpoint),
-            "robust_l2": (self.robust_l2_teacher, self.robust_l2_teacher_checkpoint),
+            role: (getattr(self, f"{role}_teacher"), getattr(self, f"{role}_teacher_checkpoint")) for role in ROLES
         }
         for role, (name, checkpoint) in named.items():
             if name is None and checkpoint is not None:
@@ -68,8 +72,12 @@ class ModelArguments:
                     f"--{role}_teacher_checkpoint {checkpoint} needs the architecture it belongs to: pass "
                     f"--{role}_teacher too, for example resnet56_cifar"
                 )
+        return named
+
+    def load_teachers(self, num_classes: int) -> dict[str, PixelClassifier]:
+        """Load the teachers that were named, by role."""
         loaded = {}
-        for role, (name, checkpoint) in named.items():
+        for role, (name, checkpoint) in self.named_teachers().items():
             if name is not None:
                 with naming_what_cannot_load(f"{role} teacher", name):
                     loaded[role] = load_teacher(name, checkpoint, num_classes=num_classes)
@@ -83,6 +91,8 @@ def distil(
     program: str | None = None,
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Train a student as a command line says, choose its best checkpoint on held-out training images, measure it.
+
+    ``choosing_defaults`` says when no checkpoint is chosen.
 
     Args:
         argv: the command line without the program's name; ``sys.argv[1:]`` if None.
@@ -98,7 +108,10 @@ def distil(
         ValueError: for options, data or teachers that do not fit, before anything is written.
     """
     types = [ModelArguments, DataArguments, BMTARDConfig]
-    models, data, config = parse(types, argv, description, program, defaults)
+    models, data, config = parse(
+        types, argv, description, program, lambda given: {**choosing_defaults(given), **(defaults or {})}
+    )
+    require_teachers(make_method(config), {role: name for role, (name, _) in models.named_teachers().items()})
     train, validation, test = data.load()
     teachers = models.load_teachers(train.num_classes)
     set_seed(config.seed)  # of the first weights

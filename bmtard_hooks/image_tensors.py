@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bmtard_hooks.data_forms import pair_of_tensors, require_rows
 from bmtard_hooks.decoding import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -164,7 +165,8 @@ def as_image_tensors(
     """Decode any map-style data set of images and labels.
 
     Args:
-        rows: an ``ImageTensors``, a ``datasets.Dataset``, or a sequence of dictionaries or ``(image, label)`` pairs.
+        rows: an ``ImageTensors``, a ``datasets.Dataset``, a sequence of dictionaries or ``(image, label)`` pairs, or two tensors,
+            see ``pair_of_tensors``.
         image_column: see ``load_images``.
         label_column: see ``load_images``.
         limit: see ``load_images``.
@@ -175,7 +177,11 @@ def as_image_tensors(
     Raises:
         ValueError: if it is empty, has no labels, a column is missing or the images differ in size; and naming the first row
             whose picture or label is refused (see ``plain_picture`` and ``as_label``).
+        TypeError: for a ``DataLoader``, a dictionary or a name in place of rows.
     """
+    require_rows(rows)
+    pair = pair_of_tensors(rows)
+    rows = rows if pair is None else ImageTensors(*pair)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: pass a positive number of images, or None for all")
     count = len(rows) if limit is None else min(limit, len(rows))

@@ -53,8 +53,8 @@ def stack_rows(
         return {"pixel_values": images, "labels": rows.labels}
     if isinstance(rows[0], Mapping):
         columns = list(rows[0])
-        image_key: Any = find_column(columns, image_column, IMAGE_COLUMNS, "image")
-        label_key: Any = find_column(columns, label_column, LABEL_COLUMNS, "label")
+        image_key: Any = find_column(columns, image_column, IMAGE_COLUMNS, "image", collated=True)
+        label_key: Any = find_column(columns, label_column, LABEL_COLUMNS, "label", collated=True)
     else:
         image_key, label_key = 0, 1
     images = stack_images([row[image_key] for row in rows], mode, keep_bytes, rows)

@@ -14,8 +14,11 @@ BMTARDConfig can follow, see `--help`.
 
 from __future__ import annotations
 
+import sys
+
 from bmtard_hooks.distil import distil
 from bmtard_hooks.distributed import processes
+from bmtard_hooks.mistakes import exit_code
 
 DEFAULTS = {"dataset": "cifar10", "student": "resnet18_cifar"}
 
@@ -29,4 +32,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("cifar10.py", main))

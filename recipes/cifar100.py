@@ -14,8 +14,11 @@ the files and the teachers that each method needs. Every option of BMTARDConfig 
 
 from __future__ import annotations
 
+import sys
+
 from bmtard_hooks.distil import distil
 from bmtard_hooks.distributed import processes
+from bmtard_hooks.mistakes import exit_code
 
 # The data set has two label columns; the other one tells 20 coarse classes apart.
 DEFAULTS = {"dataset": "cifar100", "label_column": "fine_label", "student": "resnet18_cifar"}
@@ -30,4 +33,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("cifar100.py", main))

@@ -15,8 +15,11 @@ needs. Every option of BMTARDConfig can follow, see `--help`.
 
 from __future__ import annotations
 
+import sys
+
 from bmtard_hooks.distil import distil
 from bmtard_hooks.distributed import processes
+from bmtard_hooks.mistakes import exit_code
 
 # The hub calls the split "valid"; `datasets` calls it "validation" when it reads a local copy of the same files.
 DEFAULTS = {
@@ -35,4 +38,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("tiny_imagenet.py", main))

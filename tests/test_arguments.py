@@ -104,6 +104,11 @@ def test_unknown_option_in_the_file_names_the_nearest(tmp_path):
         parse([BMTARDConfig], ["--config=none.yaml"])
 
 
+def test_options_are_not_abbreviated(tmp_path):
+    with pytest.raises(ValueError, match="unknown option --learning: did you mean --learning_rate"):
+        parsed(tmp_path, argv=["--learning", "0.1"])
+
+
 def test_defaults_are_the_papers(tmp_path):
     _, _, config = parsed(tmp_path)
     attack = config.train_attack()

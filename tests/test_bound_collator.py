@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_data, tiny_net
 from transformers import Trainer, TrainingArguments
 
-from bmtard_hooks import PGDCollator
+from bmtard_hooks import PGDCollator, create_model
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -70,3 +70,34 @@ def test_bound_collators_of_several_processes_draw_numbers_of_their_own(monkeypa
     alone, first, second, third = crafted(0, 1), crafted(0), crafted(1), crafted(2)
     assert torch.equal(alone, first)
     assert not torch.equal(first, second) and not torch.equal(second, third)
+
+
+@pytest.mark.parametrize("mean", [None, [0.5] * 3])
+def test_pixel_classifier_trains_in_a_plain_trainer(tmp_path, mean):
+    classifier, data = create_model("resnet8_cifar", 4, mean=mean, std=mean), tiny_data(8)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"), use_cpu=True, max_steps=2, per_device_train_batch_size=4, report_to="none",
+        remove_unused_columns=False, disable_tqdm=True, eval_strategy="epoch", learning_rate=0.1,
+    )  # fmt: skip
+    collator = PGDCollator(augment="none", steps=2).bind(classifier)
+    trainer = Trainer(classifier, arguments, data_collator=collator, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in classifier.state_dict().items())
+    assert trainer.evaluate()["eval_loss"] > 0
+    classifier.backbone.save_pretrained(tmp_path / "saved")
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(create_model(str(tmp_path / "saved")).eval()(images), classifier.eval()(images))
+
+
+def test_pixel_classifier_answers_keywords_with_loss_and_logits():
+    classifier, pixels, labels = create_model("resnet8_cifar", 4).eval(), torch.rand(2, 3, 8, 8), torch.tensor([1, 3])
+    logits = classifier(pixels)
+    answer = classifier(pixel_values=pixels, labels=labels)
+    torch.testing.assert_close(answer["logits"], logits)
+    torch.testing.assert_close(answer["loss"], torch.nn.functional.cross_entropy(logits, labels))
+    assert set(classifier(pixel_values=pixels)) == {"logits"}
+    for words in ({}, {"labels": labels}, {"pixels": pixels, "labels": labels}):
+        with pytest.raises(TypeError, match=r"takes classifier\(pixels\), or pixel_values="):
+            classifier(**words)

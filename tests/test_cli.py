@@ -123,6 +123,19 @@ def test_plot_takes_names_and_reports_in_the_order_of_the_runs(files, tmp_path, 
     assert "nothing to draw" in capsys.readouterr().err
 
 
+def test_plot_uses_no_report_where_several_name_one_model(files, tmp_path, capsys):
+    words = ("--attacks", "fgsm", "--checks", "false", "--name", "one")
+    for place in ("a", "b"):
+        assert evaluate(files, tmp_path / place, *words) == 0
+    drawn = ("plot", write_log(tmp_path, "one", **MEASURED), "--output_dir", tmp_path / "figures")
+    assert run(*drawn) == 0
+    shown = capsys.readouterr().out
+    assert "- several reports name this model, and none is used: " in shown and "say which with --reports" in shown
+    assert (tmp_path / "figures" / "figure_ablation.png").is_file()  # from the log
+    assert run(*drawn, "--reports", tmp_path / "a") == 0
+    assert "several reports" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -157,12 +170,31 @@ def test_a_report_of_a_newer_version_is_refused_by_name(files, tmp_path, capsys)
         (["evaluate", "--model", "{clean}", "--output_dir", "{tmp}", "--dataset", "{data}", "--eps", "8"], "8/255"),
         (["evaluate", "--model", "resnet9_cifar", "--output_dir", "{tmp}", "--dataset", "{data}"], "resnet8_cifar"),
         (
+            ["evaluate", "--model", "resnet8_cifar", "--output_dir", "{tmp}", "--dataset", "none"],
+            "pass --checkpoint FILE",
+        ),
+        (
+            ["evaluate", "--model", "{clean}", "--surrogate", "resnet8_cifar", "--output_dir", "{tmp}"],
+            "--surrogate resnet8_cifar is an architecture without weights: pass --surrogate_checkpoint FILE, or a saved",
+        ),
+        (
+            ["preview", "--clean_teacher", "{clean}", "--robust_teacher", "resnet8_cifar", "--dataset", "none"],
+            "pass --robust_teacher_checkpoint FILE, or a saved directory",
+        ),
+        (
+            ["evaluate", "--model", "out_trainx", "--output_dir", "{tmp}", "--dataset", "{data}"],
+            "is neither a directory",
+        ),
+        (
             ["evaluate", "--model", "{clean}", "--output_dir", "{tmp}", "--dataset", "{data}", "--attacks", "pgdd"],
             "unknown attack",
         ),
         (["preview", "--clean_teacher", "x"], "missing --robust_teacher"),
         (["report", "nowhere.json", "--output_dir", "{tmp}"], "nowhere.json"),
-        (["train", "--dataset", "{data}", "--output_dir", "{tmp}", "--validation_images", "4"], "needs a robust"),
+        (
+            ["train", "--dataset", "{data}", "--output_dir", "{tmp}", "--validation_images", "4"],
+            "missing: clean, robust. Pass clean_teacher=… and",
+        ),
         (["measure"], "unknown command 'measure'"),
     ],
 )

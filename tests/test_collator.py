@@ -220,7 +220,8 @@ def test_trainer_fills_what_was_left_open_and_leaves_the_users_collator_alone(tm
     [
         (
             [{"picture": picture(), "label": 0}],
-            r"no image column .* among \['label', 'picture'\]: pass image_column=NAME",
+            r"no image column .* among \['label', 'picture'\]: pass image_column=NAME to PGDCollator.*, on a command line "
+            r"--image_column NAME\. .* the Trainer removed it: set remove_unused_columns=False",
         ),
         ([{"image": picture(), "target": 0}], "no label column"),
         ([(torch.full((3, 8, 8), 2.0), 0)], r"values from 2 to 2: pixels must be in \[0, 1\]"),

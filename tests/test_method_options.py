@@ -144,12 +144,20 @@ def test_config_refuses(options, message, tmp_path):
 @pytest.mark.parametrize(
     "method, given, message",
     [
-        ("rslad", {}, "method 'rslad' needs a robust teacher: pass robust_teacher="),
-        ("lmtn", {"clean_teacher": "net"}, "method 'lmtn' needs a robust teacher: pass robust_teacher="),
+        (
+            "rslad",
+            {},
+            r"'rslad' needs one teacher, robust; missing: robust. Pass robust_teacher=… \(--robust_teacher DIR\)$",
+        ),
+        (
+            "lmtn",
+            {"clean_teacher": "net"},
+            "method 'lmtn' needs two teachers, clean and robust; missing: robust. Pass robust_teacher=",
+        ),
         (
             "bmtard_union",
             {"clean_teacher": "net", "robust_teacher": "net"},
-            r"method 'bmtard_union' needs a robust_l2 teacher: pass teachers=\{\"robust_l2\": …\}",
+            r"needs three teachers, clean, robust and robust_l2; missing: robust_l2. Pass teachers=\{\"robust_l2\": …\} \(--robust_l2",
         ),
     ],
 )

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from bmtard_hooks.attacks.pgd import PGDSettings
 from bmtard_hooks.config import BMTARDConfig
-from bmtard_hooks.models.pixels import PixelClassifier
+from bmtard_hooks.models.architectures import is_own_architecture
+from bmtard_hooks.models.create import channels_of
+from bmtard_hooks.models.pixels import RGB, PixelClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ def write_model_card(
         "",
         *_results(state, args),
         "",
+        *usage(student),
         "## Citation",
         "",
         "```bibtex",
@@ -100,6 +103,33 @@ def name_of(model: PixelClassifier) -> str:
     """Name a model's architecture for a reader."""
     config = getattr(model.backbone, "config", None)
     return getattr(config, "architecture", None) or type(model.backbone).__name__
+
+
+def usage(student: PixelClassifier) -> list[str]:
+    """Write the section that says how transformers' pipeline loads the student.
+
+    Args:
+        student: the trained student.
+
+    Returns:
+        Lines of Markdown; none for a student that a pipeline cannot take: a module without a config, or one whose images are
+        not RGB.
+    """
+    if not isinstance(student.backbone, PreTrainedModel) or channels_of(student) not in (None, RGB):
+        return []
+    own = is_own_architecture(name_of(student))
+    return [
+        "## Usage",
+        "",
+        "```python",
+        *([f"import {TAG}  # registers {name_of(student)}, which timm does not have"] if own else []),
+        "from transformers import pipeline",
+        "",
+        'classify = pipeline("image-classification", model="DIRECTORY")',
+        'print(classify("photo.png"))',
+        "```",
+        "",
+    ]
 
 
 def _describe(attack: PGDSettings | None) -> str:

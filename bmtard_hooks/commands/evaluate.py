@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bmtard_hooks.arguments import option, parse
-from bmtard_hooks.commands.inputs import ImageArguments, model_of, name_of, require, require_device
+from bmtard_hooks.commands.inputs import ImageArguments, model_of, name_of, require, require_device, require_weights
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.evaluator import evaluate_robustness
 from bmtard_hooks.option_checks import require_directory
@@ -51,6 +51,9 @@ def evaluate(argv: Sequence[str]) -> str:
     require(options, "model", "output_dir")
     require_directory("--output_dir", options.output_dir)
     require_device(options.device)
+    require_weights("--model", options.model, options.checkpoint)
+    if options.surrogate is not None:
+        require_weights("--surrogate", options.surrogate, options.surrogate_checkpoint)
     data = images.load()
     directory = Path(options.output_dir)
     surrogate = options.surrogate

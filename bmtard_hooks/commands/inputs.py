@@ -12,6 +12,7 @@ from torch import nn
 from bmtard_hooks.arguments import PictureArguments, naming_data_set, option, splits_of
 from bmtard_hooks.image_tensors import ImageTensors, load_images
 from bmtard_hooks.models import load_teacher
+from bmtard_hooks.models.architectures import has_no_weights
 
 
 @dataclass
@@ -45,6 +46,21 @@ class ImageArguments(PictureArguments):
 def model_of(name: str, checkpoint: str | None, num_classes: int) -> str | nn.Module:
     """Load a timm architecture with its checkpoint; what needs no checkpoint stays a name."""
     return name if checkpoint is None else load_teacher(name, checkpoint, num_classes=num_classes)
+
+
+def require_weights(option: str, name: str, checkpoint: str | None) -> None:
+    """Raise ``ValueError`` for an architecture without weights, before the data set is read.
+
+    Args:
+        option: that named the model, for example ``--model``.
+        name: its value.
+        checkpoint: file with the weights, if one was named.
+    """
+    if checkpoint is None and not Path(name).is_dir() and has_no_weights(name):
+        file = "--checkpoint" if option == "--model" else f"{option}_checkpoint"
+        raise ValueError(
+            f"{option} {name} is an architecture without weights: pass {file} FILE, or a saved directory in its place"
+        )
 
 
 def name_of(path: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.option_checks import require_directory
-from bmtard_hooks.plots.accuracies import REPORT, find_report
+from bmtard_hooks.plots.accuracies import REPORT, SeveralReports, find_report
 from bmtard_hooks.plots.outputs import KINDS, last_values, plot_runs
 from bmtard_hooks.plots.runs import Run, load_run, names_of
 from bmtard_hooks.reporting.report_file import load_report
@@ -28,15 +28,18 @@ def plot(argv: Sequence[str]) -> str:
     if len(set(names)) < len(names):
         raise ValueError(f"--names {' '.join(names)}: every run needs a name of its own")
     runs = [load_run(path, name) for path, name in zip(options.runs, names, strict=True)]
+    reports, doubtful = (
+        _found_reports(runs) if options.reports is None else (_given_reports(runs, options.reports), [])
+    )
     written = plot_runs(
         runs,
         options.output_dir,
-        reports=_reports(runs, options.reports),
+        reports=reports,
         attack=options.attack,
         kind=options.format,
         smooth=options.smooth,
     )
-    lines = [f"- {note}" for note in written.notes] + [f"Written: {path}" for path in written.paths]
+    lines = [f"- {note}" for note in (*doubtful, *written.notes)] + [f"Written: {path}" for path in written.paths]
     table = last_values(runs)
     return "\n".join([*([table.markdown(0), ""] if table.rows else []), *lines])
 
@@ -58,9 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _reports(runs: Sequence[Run], given: Sequence[str] | None) -> dict[str, RobustnessReport]:
-    if given is None:
-        found = {run.name: find_report(run) for run in runs}
-        return {name: report for name, report in found.items() if report is not None}
+def _found_reports(runs: Sequence[Run]) -> tuple[dict[str, RobustnessReport], list[str]]:
+    """Look for the runs' reports, and note where several name one model, of which none is used."""
+    reports, notes = {}, []
+    for run in runs:
+        try:
+            found = find_report(run)
+        except SeveralReports as error:
+            notes.append(f"several reports name this model, and none is used: {error}")
+            continue
+        if found is not None:
+            reports[run.name] = found
+    return reports, notes
+
+
+def _given_reports(runs: Sequence[Run], given: Sequence[str]) -> dict[str, RobustnessReport]:
     paths = {run.name: Path(path) for run, path in zip(runs, given, strict=True) if path != NO_REPORT}
     return {name: load_report(path / REPORT if path.is_dir() else path) for name, path in paths.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bmtard_hooks.arguments import option, parse
 from bmtard_hooks.assembly import naming_what_cannot_load
 from bmtard_hooks.attacks.pgd import PGDSettings
-from bmtard_hooks.commands.inputs import ImageArguments, model_of, require, require_device
+from bmtard_hooks.commands.inputs import ImageArguments, model_of, require, require_device, require_weights
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.preview import preview_teachers
 from bmtard_hooks.models.teachers import as_teacher
@@ -40,11 +40,13 @@ def preview(argv: Sequence[str]) -> str:
     require(options, "clean_teacher", "robust_teacher")
     require_device(options.device)
     attack = PGDSettings(**{name: getattr(options, name) for name in ("eps", "step_size", "steps", "norm")})
-    data = images.load()
     named = [
         (options.clean_teacher, options.clean_teacher_checkpoint),
         (options.robust_teacher, options.robust_teacher_checkpoint),
     ]
+    for role, (name, checkpoint) in zip(("clean", "robust"), named, strict=True):
+        require_weights(f"--{role}_teacher", name, checkpoint)
+    data = images.load()
     teachers = []
     for role, (name, checkpoint) in zip(("clean", "robust"), named, strict=True):
         with naming_what_cannot_load(f"{role} teacher", name):

@@ -58,7 +58,7 @@ def evaluate_robustness(
     Args:
         model: any module or function from pixels in [0, 1] to logits, a transformers image classifier, a timm model, or a
             name as ``create_model`` takes. Evaluated in eval mode and float32; its modes are restored, it stays on the device.
-        dataset: ``ImageTensors``, a ``datasets.Dataset``, or a sequence of ``(image, label)``.
+        dataset: ``ImageTensors``, a ``datasets.Dataset``, a sequence of ``(image, label)``, or two tensors ``(x_test, y_test)``.
         attacks: see ``choose_attacks``.
         surrogate: model for the transfer attacks, in the same forms; in the paper the robust teacher.
         image_column: name of the image column; usual names are found.
@@ -77,6 +77,7 @@ def evaluate_robustness(
     Raises:
         ValueError: for bad settings, an unknown attack, an empty or unlabelled data set, pixels outside [0, 1], or a model
             that cannot take the images, before anything is computed.
+        TypeError: for a ``DataLoader``, a dictionary of splits, or a name of a data set.
         NonFiniteLogits: if the model answers NaN or infinity; what was computed so far stays in ``state_dir``.
     """
     began = time.time()

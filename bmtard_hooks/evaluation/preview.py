@@ -103,7 +103,7 @@ class TeacherPreview:
                 f"{after[index]:.4f}",
             )
             lines.append(f"| {role} | {sees} | {' | '.join(numbers)} |")
-        lines += ["", self._verdict(), "", self._origin()]
+        lines += ["", self._verdict(), *self._doubts(), "", self._origin()]
         return "\n".join(lines)
 
     def _verdict(self) -> str:
@@ -119,6 +119,12 @@ class TeacherPreview:
             f"The entropies do not meet within {low_high}: after {pace} the temperatures stay at {clean:.3f} (clean) and "
             f"{robust:.3f} (robust), {gap:.4f} nats apart. Widen the bounds or choose another pair of teachers."
         )
+
+    def _doubts(self) -> list[str]:
+        robust = self.accuracies[1]
+        if robust > 1 / self.num_classes:
+            return []
+        return ["", f"The robust teacher is right on {100 * robust:.1f} % of attacked images: are the two exchanged?"]
 
     def _origin(self) -> str:
         return (

@@ -232,7 +232,7 @@ def method_class(name: str) -> type[Method]:
         ValueError: for an unknown name, with the nearest ones.
     """
     if name not in _METHODS:
-        near = difflib.get_close_matches(name, _METHODS, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower(), _METHODS, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise ValueError(f"unknown method {name!r}: {hint}methods are {', '.join(method_names())}")
     return _METHODS[name]

@@ -19,6 +19,9 @@ from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.models.checkpoints import load_weights
 from bmtard_hooks.models.image_sizes import explain_architecture, size_argument, try_size
 
+CLOSE = 0.75
+"""How alike a name must be to be proposed; below, a mistyped directory would be answered with networks nobody meant."""
+
 
 def build_architecture(
     name: str,
@@ -69,26 +72,46 @@ def build_architecture(
     return wrap_timm(network, name, num_classes, complete)
 
 
+def is_own_architecture(name: str) -> bool:
+    """Tell an architecture that this library registers from one that timm brings."""
+    base = name.split(".")[0]
+    return timm.is_model(base) and timm.model_entrypoint(base).__module__.startswith("bmtard_hooks.")
+
+
 def check_architecture(name: str) -> None:
     """Raise ``ValueError`` with the nearest names if timm does not know an architecture."""
     if timm.is_model(name.split(".")[0]):
         return
     if "/" in name or name.startswith((".", "~")):
         raise ValueError(f"{name} is not a directory with a saved model (config.json and weights)")
-    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists every architecture"
-    raise ValueError(f"unknown model {name!r}: {hint}")
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=CLOSE)
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else "pass a directory that save_model wrote, a hub id or a timm name"
+    )
+    raise ValueError(f"{name!r} is neither a directory here nor an architecture of timm: {hint}")
 
 
-def pretrained_settings(name: str) -> Any:
+def has_no_weights(name: str) -> bool:
+    """Tell whether a name is that of an architecture for which timm has no weights."""
+    settings = timm.models.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    return timm.is_model(name.split(".")[0]) and not (settings and settings.has_weights)
+
+
+def pretrained_settings(name: str, instead: str = "leave pretrained out") -> Any:
     """Look up what timm says of the weights that it has for an architecture.
+
+    Args:
+        name: the architecture.
+        instead: what else a user can do if it has none.
 
     Raises:
         ValueError: if it has none.
     """
     settings = timm.models.get_pretrained_cfg(name)
     if settings is None or not settings.has_weights:
-        raise ValueError(f"timm has no pretrained weights for {name!r}: pass checkpoint=FILE, or leave pretrained out")
+        raise ValueError(f"timm has no pretrained weights for {name!r}: pass checkpoint=FILE, or {instead}")
     return settings
 
 

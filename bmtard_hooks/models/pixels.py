@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bmtard_hooks.decoding import as_pixels
@@ -144,9 +145,23 @@ class PixelClassifier(nn.Module):
         logits = logits_of(module(self.normalise(pixels)))
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Classify pixels ``(B, C, H, W)``, floats in [0, 1] or uint8; returns logits ``(B, K)``."""
-        return self.logits(self.backbone, pixels)
+    def forward(
+        self, pixels: Tensor | None = None, *, pixel_values: Tensor | None = None, labels: Tensor | None = None
+    ) -> Any:
+        """Classify pixels ``(B, C, H, W)``, floats in [0, 1] or uint8; returns logits ``(B, K)``.
+
+        With keywords it answers as transformers' Trainer asks: ``pixel_values`` and, for a ``loss``, ``labels`` ``(B,)``; then it
+        returns a dictionary of ``loss`` (cross-entropy) and ``logits``.
+
+        Raises:
+            TypeError: without pixels, or with two sets of them.
+        """
+        if pixels is not None and pixel_values is None and labels is None:
+            return self.logits(self.backbone, pixels)
+        if pixel_values is None or pixels is not None:
+            raise TypeError("a PixelClassifier takes classifier(pixels), or pixel_values= with labels= for a loss")
+        logits = self.logits(self.backbone, pixel_values)
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
     def freeze(self) -> PixelClassifier:
         """Make this a teacher: eval mode for good, no parameter needs a gradient."""

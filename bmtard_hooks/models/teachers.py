@@ -58,7 +58,7 @@ def load_teacher(
 
 def _pretrained_classes(architecture: str) -> int:
     check_architecture(architecture)
-    return int(pretrained_settings(architecture).num_classes)
+    return int(pretrained_settings(architecture, "a saved directory").num_classes)
 
 
 def as_teacher(teacher: str | nn.Module) -> PixelClassifier:

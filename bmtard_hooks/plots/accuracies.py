@@ -27,6 +27,10 @@ Measured = tuple[float, float | None]
 """A share in [0, 1] and its standard error, None if the number of images is not known."""
 
 
+class SeveralReports(ValueError):
+    """Several evaluations name the model of one run."""
+
+
 @dataclass(frozen=True)
 class Bars:
     """Clean accuracy, robust accuracy and W-Robust of a run.
@@ -169,7 +173,7 @@ def find_report(run: Run) -> RobustnessReport | None:
     the name of the run's directory, in a directory beside the run.
 
     Raises:
-        ValueError: if several directories beside the run claim to evaluate it.
+        SeveralReports: if several directories beside the run claim to evaluate it.
     """
     if run.directory is None:
         return None
@@ -180,7 +184,7 @@ def find_report(run: Run) -> RobustnessReport | None:
     found = list(_beside(directory))
     if len(found) > 1:
         paths = ", ".join(str(path) for path, _ in found)
-        raise ValueError(f"{paths} all evaluate a model named {directory.name}: say which with --reports")
+        raise SeveralReports(f"{paths} all evaluate a model named {directory.name}: say which with --reports")
     return found[0][1] if found else None
 
 

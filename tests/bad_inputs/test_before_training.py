@@ -19,10 +19,16 @@ def with_label_column(labels):
 @pytest.mark.parametrize(
     "parts, message",
     [
-        ({"clean_teacher": None}, "method 'bmtard' needs a clean teacher: pass clean_teacher="),
+        (
+            {"clean_teacher": None},
+            "method 'bmtard' needs two teachers, clean and robust; missing: clean. Pass clean_teacher=",
+        ),
         ({"clean_teacher": sharp_net(1, num_classes=7)}, "the clean teacher has 7 classes, the student has 4"),
         ({"model": None}, "pass the student as model="),
-        ({"model": "resnet18_cifra"}, "unknown model 'resnet18_cifra': did you mean resnet18_cifar"),
+        (
+            {"model": "resnet18_cifra"},
+            "'resnet18_cifra' is neither a directory here nor an architecture of timm: did you mean resnet18_cifar",
+        ),
         ({"model": tiny_net(0).requires_grad_(False)}, "the student has no parameter to train"),
         (
             {"train_dataset": with_label_column([0, 9])},
@@ -197,8 +203,12 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_traine
 
 
 def test_model_names_say_what_is_near_or_missing(tmp_path):
-    with pytest.raises(ValueError, match="unknown model 'resnet81_cifar': did you mean resnet8_cifar, resnet18_cifar"):
+    with pytest.raises(ValueError, match="nor an architecture of timm: did you mean resnet8_cifar, resnet18_cifar"):
         create_model("resnet81_cifar", 10)
+    with pytest.raises(
+        ValueError, match="'out_trainx' is neither a directory here nor .* timm: pass a directory that save"
+    ):
+        create_model("out_trainx", 10)
     with pytest.raises(ValueError, match="is not a directory with a saved model"):
         create_model("./nowhere", 10)
     with pytest.raises(ValueError, match="num_classes is missing"):

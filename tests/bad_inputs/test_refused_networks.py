@@ -111,7 +111,13 @@ def test_student_that_cannot_be_trained_is_refused(row, request):
 
 @table(
     teacher("a number", lambda: 5, "the clean teacher is 5, a int", "a torch.nn.Module", "load_teacher(…)", TypeError),
-    teacher("misspelt", lambda: "resnett8", "unknown model 'resnett8'", "did you mean", "resnet18"),
+    teacher(
+        "misspelt",
+        lambda: "resnett8",
+        "'resnett8' is neither a directory",
+        "nor an architecture of timm",
+        "did you mean resnet",
+    ),
     teacher("random", lambda: "resnet8_cifar", "'resnet8_cifar'", "no pretrained weights", "pass checkpoint=FILE"),
     teacher("a hub id offline", lambda: "someone/model", "the clean teacher 'someone/model'", LOAD, UNSET),
     teacher("of other classes", lambda: sharp_net(1, num_classes=7), "7 classes", "the student has 4", "num_classes"),
@@ -141,10 +147,14 @@ def of(**teachers):
 
 
 @table(
-    Row("missing", of(robust=sharp_net(2)), "needs a clean teacher", "clean", "pass clean_teacher=…"),
     Row(
-        "misnamed", of(cleen=sharp_net(1), robust=sharp_net(2)), "'cleen'", "needs a clean teacher", "clean_teacher=…"
+        "missing",
+        of(robust=sharp_net(2)),
+        "missing: clean",
+        "needs two teachers, clean and robust",
+        "Pass clean_teacher=…",
     ),
+    Row("misnamed", of(cleen=sharp_net(1), robust=sharp_net(2)), "'cleen'", "missing: clean", "clean_teacher=…"),
 )
 def test_teachers_that_do_not_go_with_the_method_are_refused(row, request):
     refused(row, request)

@@ -1,5 +1,9 @@
 """Command lines of `bmtard train`, the recipes and comparisons that cannot work."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import cifar10
 import compare
 import pytest
@@ -8,6 +12,8 @@ from refusing import EXIT, Row, refused, table
 from small_world import save_world
 
 from bmtard_hooks.cli import main
+
+RECIPES = Path(cifar10.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +64,10 @@ WEIGHTS = "pass checkpoint=FILE, pretrained=True, or a saved directory"
     train("milestones that fall", "--lr_milestones 3 2", "[3.0, 2.0]", "increasing", "215 260 285"),
     train("metric", "--eval_strategy epoch --metric_for_best_model robust", "'robust'", "w_robust", "Did you mean"),
     train(
-        "best of nothing", "--load_best_model_at_end true", "eval_strategy='no'", "evaluations", "pass eval_strategy"
+        *("best of nothing", "--load_best_model_at_end true --eval_strategy no"),
+        *("eval_strategy='no'", "evaluations", "pass eval_strategy"),
     ),
+    train("word for a strategy", "--save_strategy epohc", "save_strategy='epohc'", "one of no, steps, epoch", "pass"),
     train("deepspeed", "--deepspeed x.json", "deepspeed='x.json'", "not supported", "Use DDP"),
     train("fsdp", "--fsdp full_shard", "fsdp='full_shard'", "several accelerators", "leave FSDP out"),
     train("unknown method", "--method bmtadr", "'bmtadr'", "methods are", "did you mean bmtard"),
@@ -68,7 +76,9 @@ WEIGHTS = "pass checkpoint=FILE, pretrained=True, or a saved directory"
     train("data of a file", "--dataset {files}/note.txt", "note.txt", DATA, "Pass another"),
     train("data of nothing", "--dataset {files}/empty", "empty", DATA, "Pass another"),
     train("no such split", "--train_split trian", "no split 'trian'", "train, test", "pass --train_split"),
-    train("no such column", "--image_column pic", "'pic'", "['img', 'label']", "pass image_column=NAME"),
+    train(
+        "no such column", "--image_column pic", "'pic'", "['img', 'label']", "on a command line --image_column NAME"
+    ),
     train("no such labels", "--label_column kind", "'kind'", "['img', 'label']", "pass label_column=NAME"),
     train("validation on all", "--validation_images 12", "--validation_images 12", "from 1 to 11", "pass a number"),
     train("validation on none", "--validation_images 0", "--validation_images 0", "from 1 to 11", "pass a number"),
@@ -135,11 +145,23 @@ OF_CIFAR10 = "--dataset {files}/data --validation_images 4 --output_dir {run} --
         "did you mean",
         "resnet8_cifar",
     ),
-    recipe(train_teacher.main, "teacher method", OF_TEACHER + "--method bmtard", "method 'bmtard'", "needs a", "pass"),
+    recipe(
+        *(train_teacher.main, "teacher method", OF_TEACHER + "--method bmtard"),
+        *("method 'bmtard' needs teachers (clean, robust)", "trains without teachers", "pass --method natural, sat"),
+    ),
+    recipe(
+        *(train_teacher.main, "teacher with IGDM", OF_TEACHER + "--igdm_weight 1"),
+        *("method 'sat' needs teachers (robust)", "trains without teachers", "no --igdm_weight"),
+    ),
     recipe(train_teacher.main, "teacher data", OF_TEACHER + "--dataset ./no", "./no", DATA, UNSET, FileNotFoundError),
     recipe(train_teacher.main, "teacher seed", OF_TEACHER + "--seed -1", "seed=-1", "0 to 4294967295", "42"),
     recipe(
-        cifar10.main, "student alone", OF_CIFAR10, "'bmtard'", "a robust and a clean teacher", "pass robust_teacher="
+        *(cifar10.main, "student alone", OF_CIFAR10, "'bmtard'", "two teachers, clean and robust"),
+        "Pass clean_teacher=… and robust_teacher=… (--clean_teacher DIR --robust_teacher DIR)",
+    ),
+    recipe(
+        *(cifar10.main, "student alone, and no data", OF_CIFAR10 + "--dataset ./no", "'bmtard'"),
+        *("two teachers, clean and robust", "--clean_teacher DIR"),
     ),
     recipe(cifar10.main, "student epss", OF_CIFAR10 + "--epss 3", "--epss", "did you mean --eps", HELP),
     recipe(
@@ -149,6 +171,16 @@ OF_CIFAR10 = "--dataset {files}/data --validation_images 4 --output_dir {run} --
 )
 def test_line_of_a_recipe_is_refused(row, request, world):
     refused(row, request, world)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "train_teacher"])
+def test_script_says_in_one_line_what_is_wrong_with_its_command_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--seed", "-1", "--output_dir", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == EXIT and len(said) == 1
+    assert said[0].startswith(f"{name}.py: seed=-1 is not allowed: pass a whole number")
 
 
 def comparison(name, words, received, allowed, fix):

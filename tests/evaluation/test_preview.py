@@ -5,7 +5,15 @@ import torch
 from conftest import TinyNet, sharp_net, tiny_data, tiny_net
 from torch import nn
 
-from bmtard_hooks import DistillationState, EntropyBalance, PGDSettings, PixelClassifier, attack_mode, pgd
+from bmtard_hooks import (
+    DistillationState,
+    EntropyBalance,
+    ImageTensors,
+    PGDSettings,
+    PixelClassifier,
+    attack_mode,
+    pgd,
+)
 from bmtard_hooks.attacks.losses import cross_entropy
 from bmtard_hooks.attacks.pgd import draw_noise_by_image
 from bmtard_hooks.evaluation.preview import find_meeting, preview_teachers
@@ -170,3 +178,13 @@ def test_a_teacher_that_is_not_finite_is_refused():
         broken.head.bias[0] = math.nan
     with pytest.raises(ValueError, match="clean teacher gives logits that are not finite"):
         preview(broken)
+
+
+@pytest.mark.parametrize(("right", "asked"), [(0, True), (1, True), (2, False)])
+def test_a_robust_teacher_at_chance_is_asked_about(right, asked):
+    data = tiny_data(8, num_classes=4)
+    always_first = Answers(3.0, 0.0, 0.0, 0.0)
+    labels = torch.tensor([0] * 2 * right + [1] * (8 - 2 * right))  # of eight images, so one in four is chance
+    shown = preview(always_first, always_first, ImageTensors(data.images, labels)).to_markdown()
+    question = f"The robust teacher is right on {25 * right:.1f} % of attacked images: are the two exchanged?"
+    assert (question in shown) is asked and ("exchanged" in shown) is asked

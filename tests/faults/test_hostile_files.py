@@ -82,7 +82,7 @@ def test_config_cannot_send_timm_elsewhere(architecture, directory, refused):
     config = json.loads((directory / "config.json").read_text())
     config["architecture"] = architecture.replace("DIRECTORY", str(directory))
     (directory / "config.json").write_text(json.dumps(config))
-    refused(lambda: create_model(str(directory)), "is not a directory with a saved model|unknown model")
+    refused(lambda: create_model(str(directory)), "is not a directory with a saved model|nor an architecture of timm")
 
 
 def test_command_line_refuses_them_too(directory, tmp_path, canary, refused, monkeypatch):
