@@ -129,7 +129,9 @@ def test_batch_size_and_a_limit_do_not_change_an_image():
 def test_another_model_can_stand_for_the_student():
     done = []
     found = preview(attacked=tiny_net(5), progress=done.append, batch_size=10)
-    assert found.entropies[0] == preview().entropies[0] and found.entropies[1] != preview().entropies[1]
+    own = preview()  # in one batch, whose size may choose other kernels
+    assert found.entropies[0] == pytest.approx(own.entropies[0], rel=1e-5)
+    assert found.entropies[1] != pytest.approx(own.entropies[1], rel=1e-3)
     assert "an attack on the model that was given, in place of the student" in found.to_markdown()
     assert done == [10, 20, 24]
 

@@ -60,9 +60,9 @@ def test_loss_and_gradients_match_the_vectors(name, vectors, tmp_path):
 @pytest.mark.parametrize("classes, bound", [(3, 0.135), (10, 0.1), (100, 0.090909), (200, 0.090452)])
 def test_scores_clip_is_the_error_of_a_prediction_that_is_a_little_short(classes, bound, tmp_path):
     method = make_method(BMTARDConfig(output_dir=str(tmp_path), method="score"))
-    probs = torch.full((1, classes), 0.3 / (classes - 1))
+    probs = torch.full((1, classes), 0.3 / (classes - 1), dtype=torch.float64)
     probs[0, 0] = 0.7
-    label_error = ((probs - torch.eye(classes)[:1]) ** 2).sum().item()
+    label_error = ((probs - torch.eye(classes, dtype=torch.float64)[:1]) ** 2).sum().item()
     assert label_error == pytest.approx(bound, abs=1e-6)
     batch = {"pixel_values": probs.log(), "adv_pixel_values": probs.log(), "labels": torch.tensor([0])}
     assert method.loss_parts(lambda logits: logits, {}, batch, None).parts["score"].item() == pytest.approx(
