@@ -5,7 +5,8 @@
 
 The archive (by default benchmarks/results/cifar10_small) holds every run as `run.json` (options, commit, versions, seconds),
 `report.json` (the outcome of every image under every attack), `trainer_state.json` (the log) and the student itself, if it is small
-(`config.json`, `model.safetensors`), and `comparison.json` with the command. `NOTES.md` in it is put at the head of the page.
+(`config.json`, `model.safetensors`), and `comparison.json` with the command. `NOTES.md` in it is put at the head of the page, and
+reports of `bmtard evaluate` in `strong/LABEL/report.json` are tabled as stronger attacks.
 """
 
 from __future__ import annotations

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bmtard_hooks.compare.numbers import Reports
 from bmtard_hooks.compare.record import RECORD, REPORT
+from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.plots.runs import STATE, Run, load_run
 from bmtard_hooks.reporting.files import write_file
 from bmtard_hooks.reporting.report_file import load_report
 
 COMPARISON = "comparison.json"
-CHECKED = "checked"
-"""Directory with the report of `bmtard evaluate`, checks and black-box attacks included, of one B-MTARD student."""
+STRONG = "strong"
+"""Directory with reports of `bmtard evaluate` of some students (``LABEL/report.json``), which met more attacks, or the checks."""
+CHECKED = "bmtard"
+"""Label of the one whose checks are looked at."""
 WEIGHTS = ("config.json", "model.safetensors")
 LARGEST = 1_000_000
 """Bytes of a student's weights that a repository can carry for every run; larger ones stay where they were trained."""
@@ -32,14 +35,14 @@ class Archive:
         content: of ``comparison.json``.
         reports: of the finished runs, row label to seed to report.
         logs: row label to the log of its first finished seed.
-        checked: report with checks and black-box attacks, if there is one.
+        strong: label to the report of a student that met more attacks.
     """
 
     directory: Path
     content: dict[str, Any]
     reports: dict[str, Reports]
     logs: dict[str, Run]
-    checked: Any = None
+    strong: dict[str, RobustnessReport] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -113,5 +116,5 @@ def load(directory: Path) -> Archive:
         for run in finished[:1]:
             if (directory / run["directory"] / STATE).is_file():
                 logs[row["label"]] = load_run(directory / run["directory"], row["label"])
-    checked = directory / CHECKED / REPORT
-    return Archive(directory, content, reports, logs, load_report(checked) if checked.is_file() else None)
+    strong = {path.parent.name: load_report(path) for path in sorted((directory / STRONG).glob(f"*/{REPORT}"))}
+    return Archive(directory, content, reports, logs, strong)

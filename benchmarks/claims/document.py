@@ -14,12 +14,14 @@ from bmtard_hooks.compare.tables import (
     setting,
     training_table,
 )
+from bmtard_hooks.evaluation.comparison import compare
 from bmtard_hooks.plots.outputs import last_values, plot_runs
 from bmtard_hooks.plots.runs import ENTROPY, KNOWLEDGE, TEMPERATURE, Run
+from bmtard_hooks.reporting.accuracy_tables import robustness_tables
 from bmtard_hooks.reporting.files import write_file
 from bmtard_hooks.reporting.presentation import DASH
 from bmtard_hooks.reporting.table import Cell, Column, Table
-from claims.archive import Archive
+from claims.archive import CHECKED, Archive
 from claims.verdicts import BMTARD, FIXED, MTARD, TEMPERATURES, Verdict, first, judge, last
 
 ABLATION = {FIXED: "baseline", TEMPERATURES: "baseline + EBB", MTARD: "baseline + NLB", BMTARD: "B-MTARD"}
@@ -49,6 +51,7 @@ def write_page(archive: Archive, notes: str, command: str) -> Path:
     content = archive.content
     parts = [notes.strip(), "## Accuracies", accuracy_table(content).markdown(0), *sentences(content)]
     parts += ["## The paper's claims, here", verdict_table(judge(archive)).markdown(0)]
+    parts += stronger_attacks(archive)
     for name, caption in FIGURES.items():
         if name in figures:
             parts += [f"### {caption}", f"![{caption}]({figures[name].name})"]
@@ -62,6 +65,30 @@ def write_page(archive: Archive, notes: str, command: str) -> Path:
     parts += ["## Setting", setting(content)]
     parts += [f"This page is made from the JSON files beside it by `{command}`."]
     return write_file(archive.directory / "README.md", "\n\n".join(parts) + "\n")
+
+
+def stronger_attacks(archive: Archive) -> list[str]:
+    """Write what became of the students that met more attacks: tables, differences on the same images, and checks.
+
+    Args:
+        archive: see ``load``.
+
+    Returns:
+        Markdown; nothing if there are none.
+    """
+    reports = archive.strong
+    if not reports:
+        return []
+    parts = ["### Stronger attacks", "Students of seed 0, attacked again with `bmtard evaluate`."]
+    parts += [table.markdown(4) for table in robustness_tables(list(reports.values()))]
+    first = reports.get(CHECKED)
+    if first is not None:
+        parts += [compare(first, other).to_markdown() for label, other in reports.items() if label != CHECKED]
+        parts += [f"{CHECKED}: {first.verdict}"]
+        parts += [
+            "\n".join(f"- {check.id}, {check.title}: {check.status}. {check.evidence}" for check in first.checks)
+        ]
+    return parts
 
 
 def draw(archive: Archive) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from bmtard_hooks.compare.retraining import ENOUGH
 from bmtard_hooks.evaluation.statistics import holm
 from bmtard_hooks.plots.runs import ENTROPY, LOSS, Run, Series
 from bmtard_hooks.reporting.presentation import attack_name
-from claims.archive import Archive
+from claims.archive import CHECKED, Archive
 
 HOLDS, FAILS, NOISE, OPEN = "holds", "does not hold", "within noise", "not measured"
 ONE_RUN = " (one run each)"
@@ -230,9 +230,10 @@ def _losses_fall_alike(logs: Mapping[str, Run]) -> Verdict:
 
 def _not_obfuscated(archive: Archive) -> Verdict:
     claim = "B-MTARD's robustness does not come from obfuscated gradients"
-    if archive.checked is None:
+    checked = archive.strong.get(CHECKED)
+    if checked is None:
         return Verdict(claim, OPEN, "no evaluation with checks")
-    checks = archive.checked.checks
+    checks = checked.checks
     ran = {check.id for check in checks if check.status != "not run"}
     counts = {
         status: sum(check.status == status for check in checks) for status in dict.fromkeys(c.status for c in checks)
@@ -241,7 +242,7 @@ def _not_obfuscated(archive: Archive) -> Verdict:
     missing = sorted(NEEDED - ran)
     if missing:
         return Verdict(claim, OPEN, f"{numbers}; not run: {', '.join(missing)}")
-    failed = [check.id for check in archive.checked.failed_checks]
+    failed = [check.id for check in checked.failed_checks]
     warned = [check.id for check in checks if check.status == "fail" and check.id not in failed]
     numbers += f"; failed: {', '.join(failed)}" * bool(failed) + f"; warnings: {', '.join(warned)}" * bool(warned)
     return Verdict(claim, FAILS if failed else HOLDS, numbers)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from claims.archive import Archive, load  # noqa: E402
+from claims.document import stronger_attacks  # noqa: E402
 from claims.verdicts import (  # noqa: E402
     FAILS,
     FEW_RUNS,
@@ -195,11 +196,20 @@ def test_gradients_are_judged_only_if_the_checks_that_matter_ran():
         ([*map(check, names), check("A9", "fail", "warning")], HOLDS),
         ([*map(check, names), check("A9", "fail")], FAILS),
     ):
-        found.checked = report(0.6, 0.3, 0)
-        found.checked.checks = checks
+        found.strong = {"bmtard": report(0.6, 0.3, 0)}
+        found.strong["bmtard"].checks = checks
         verdict = verdict_of(judge(found), "obfuscated")
         assert verdict.verdict == expected
         assert ("A9" in verdict.numbers) == any(entry.id == "A9" for entry in checks)
+
+
+def test_students_that_met_more_attacks_are_tabled_and_compared():
+    found = archive({})
+    assert stronger_attacks(found) == []
+    found.strong = {"bmtard": report(0.6, 0.3, 0), "mtard": report(0.5, 0.2, 0)}
+    found.strong["bmtard"].checks = [check("P1")]
+    text = "\n".join(stronger_attacks(found))
+    assert "60.00" in text and "+10.00" in text and "- P1, P1: pass. seen" in text
 
 
 @pytest.mark.parametrize("directory", ARCHIVES, ids=lambda path: path.name)
