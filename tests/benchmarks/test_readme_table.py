@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -13,8 +15,9 @@ README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def test_table_of_the_step_is_made_from_the_results():
-    runs = json.loads((RESULTS / "train_step_cpu.json").read_text())["runs"]
+@pytest.mark.parametrize("name", ["train_step_cpu.json", "train_step_amx.json"])
+def test_tables_of_the_step_are_made_from_the_results(name):
+    runs = json.loads((RESULTS / name).read_text())["runs"]
     assert markdown_table(list(runs.values())) in README
 
 
