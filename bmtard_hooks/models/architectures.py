@@ -95,8 +95,10 @@ def check_architecture(name: str) -> None:
 
 def has_no_weights(name: str) -> bool:
     """Tell whether a name is that of an architecture for which timm has no weights."""
-    settings = timm.models.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
-    return timm.is_model(name.split(".")[0]) and not (settings and settings.has_weights)
+    if not timm.is_model(name.split(".")[0]):
+        return False
+    settings = timm.models.get_pretrained_cfg(name)
+    return settings is None or not settings.has_weights
 
 
 def pretrained_settings(name: str, instead: str = "leave pretrained out") -> Any:
