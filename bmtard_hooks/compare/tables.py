@@ -10,7 +10,15 @@ from bmtard_hooks.compare.numbers import error_over_seeds
 from bmtard_hooks.compare.results import Results, collect, paths, to_json
 from bmtard_hooks.evaluation.environment import PACKAGES
 from bmtard_hooks.reporting.files import write_file
-from bmtard_hooks.reporting.presentation import DASH, accuracy, attack_name, ball_name, percent, with_error
+from bmtard_hooks.reporting.presentation import (
+    DASH,
+    accuracy,
+    attack_heading,
+    attack_name,
+    ball_name,
+    percent,
+    with_error,
+)
 from bmtard_hooks.reporting.table import Cell, Column, Table
 
 Content = Mapping[str, Any]
@@ -69,8 +77,9 @@ def _attack_headings(content: Content) -> list[Column]:
     measured = [run for row in content["rows"] for run in row["runs"] if run["state"] == "finished"]
     headings = []
     for column in content["columns"]:
-        sizes = {run["columns"][column]["images"] for run in measured} - {content["test"]["images"]}
-        title = attack_name(column) + (f" (n = {min(sizes)})" if sizes else "")
+        title = attack_heading(
+            column, {run["columns"][column]["images"] for run in measured}, {content["test"]["images"]}
+        )
         headings += [Column("Robust", title), Column("W-Robust", title)]
     return headings
 

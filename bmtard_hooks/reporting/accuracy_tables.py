@@ -13,6 +13,7 @@ from bmtard_hooks.reporting.presentation import (
     GROUPS,
     accuracy,
     attack_group,
+    attack_heading,
     attack_name,
     ball_name,
     class_name,
@@ -63,9 +64,7 @@ def _group_table(reports: Sequence[RobustnessReport], group: str, names: Sequenc
             text for other in measured[1:] for text in differing_settings(measured[0], other, name)
         )
         notes += [f"Do not compare, the settings differ: {text}." for text in differences]
-        title, several = attack_name(name), len(sizes) > 1
-        if not several and sizes != {images for _, images in clean}:
-            title += f" (n = {sizes.copy().pop()})"
+        title, several = attack_heading(name, sizes, {images for _, images in clean}), len(sizes) > 1
         headings += [Column("Robust", title), Column("W-Robust", title)]
         _add_column(
             cells, reports, rows, compare=obstacle is None and not differences and not several, show_size=several

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -48,6 +48,9 @@ GROUP_OF_CLASS = {
 }
 """Class of an attack with an unknown name to its group."""
 
+IMAGES = "images="
+"""How a column's name begins the setting that limits it to the first images."""
+
 DASH = "—"
 FEWEST_FOR_ERROR = 10
 """With fewer hits or misses than this, a standard error says too little and an interval is written."""
@@ -66,14 +69,42 @@ HOW_TO_READ = (
 
 
 def attack_name(name: str) -> str:
-    """Write an attack or column as people know it; unknown names stay as they are."""
-    return ATTACKS[name][0] if name in ATTACKS else name
+    """Write an attack or column as people know it, for example ``AutoAttack on 500 images``; unknown names stay as they are."""
+    whole, _, part = name.rpartition("/")
+    if whole and part in ATTACKS:
+        return f"{attack_name(whole)}, {ATTACKS[part][0]}"
+    base, _, settings = name.partition(":")
+    if base not in ATTACKS:
+        return name
+    changed = [setting for setting in settings.split(",") if setting and not setting.startswith(IMAGES)]
+    images = [setting.removeprefix(IMAGES) for setting in settings.split(",") if setting.startswith(IMAGES)]
+    return (
+        ATTACKS[base][0] + (f" ({', '.join(changed)})" if changed else "") + "".join(f" on {n} images" for n in images)
+    )
+
+
+def attack_heading(name: str, sizes: Collection[int], whole: Collection[int]) -> str:
+    """Write an attack for the head of a column, with the number of images if it saw a part of them and does not say so.
+
+    Args:
+        name: of the column.
+        sizes: numbers of images that the column speaks of.
+        whole: numbers of images that the table speaks of.
+    """
+    title = attack_name(name)
+    told = len(sizes) != 1 or set(sizes) == set(whole) or IMAGES in name
+    return title if told else f"{title} (n = {min(sizes)})"
+
+
+def _usual(column: str) -> str:
+    """Give the usual name of a column's attack, without its settings."""
+    return column.partition(":")[0]
 
 
 def attack_group(report: RobustnessReport, column: str) -> str:
     """Tell which group of the paper's tables a column belongs to, by its name or else by its attack's class."""
-    if column in ATTACKS:
-        return ATTACKS[column][1]
+    if _usual(column) in ATTACKS:
+        return ATTACKS[_usual(column)][1]
     groups = {
         GROUP_OF_CLASS.get(str(report.outcomes[part].settings.get("class")), OTHER) for part in report.columns[column]
     }
@@ -82,7 +113,8 @@ def attack_group(report: RobustnessReport, column: str) -> str:
 
 def column_order(name: str) -> int:
     """Give a sort key that puts columns in the order of the paper's tables, unknown ones last."""
-    return list(ATTACKS).index(name) if name in ATTACKS else len(ATTACKS)
+    usual = _usual(name)
+    return list(ATTACKS).index(usual) if usual in ATTACKS else len(ATTACKS)
 
 
 def model_name(report: RobustnessReport) -> str:

@@ -56,6 +56,15 @@ def test_an_unknown_name_of_a_known_class_joins_its_group():
     assert [table.title for table in robustness_tables([report])] == ["White-box attacks", "Black-box attacks"]
 
 
+def test_an_attack_with_other_settings_joins_the_usual_ones_group():
+    report = sample_report(attacks=("fgsm", "spsa"))
+    report.columns = {"autoattack:images=100": ["spsa"], "fgsm:eps=4/255": ["fgsm"]}
+    (table,) = robustness_tables([report])
+    assert table.title == "White-box attacks"
+    heads = list(dict.fromkeys(column.group for column in table.columns if column.group))
+    assert heads == ["FGSM (eps=4/255)", "AutoAttack on 100 images"]  # the number of images once
+
+
 def test_best_of_several_models_is_bold_and_a_missing_column_is_a_dash():
     first, second = sample_report("A"), sample_report("B", seed=1, attacks=("fgsm",))
     markdown = robustness_table([first, second], ["fgsm", "cw_inf"])
@@ -209,7 +218,10 @@ def test_a_row_of_the_wrong_length_is_refused():
 
 
 def test_names_and_lengths_are_written_as_people_know_them():
-    assert [attack_name(name) for name in ("cw_inf", "mine")] == ["CW∞", "mine"]
+    assert [attack_name(name) for name in ("cw_inf", "mine", "mine:images=5")] == ["CW∞", "mine", "mine:images=5"]
+    assert attack_name("autoattack:images=500") == "AutoAttack on 500 images"
+    assert attack_name("pgd_trades:eps=4/255,steps=50,images=20") == "PGD-TRADES (eps=4/255, steps=50) on 20 images"
+    assert attack_name("autoattack:images=500/apgd_ce") == "AutoAttack on 500 images, APGD-CE"
     assert pixels(0.031) == "0.031000 (7.905/255)"
 
 
