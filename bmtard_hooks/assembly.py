@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,7 +16,9 @@ from bmtard_hooks.collator import PGDCollator
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.data import class_count
 from bmtard_hooks.methods import Method
-from bmtard_hooks.models.create import as_student, is_hub_id
+from bmtard_hooks.models.architectures import is_saved
+from bmtard_hooks.models.create import as_student
+from bmtard_hooks.models.image_sizes import first_line
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.precision import require_float32
 from bmtard_hooks.models.teachers import as_teacher
@@ -50,7 +51,7 @@ def choose_student(
         set_seed(args.seed)  # a named student's first weights depend on the seed, as everything else does
     column = collator.label_column if isinstance(collator, PGDCollator) else None
     classes = class_count(rows, column)
-    if isinstance(model, str) and classes is None and not (Path(model).is_dir() or is_hub_id(model)):
+    if isinstance(model, str) and classes is None and not is_saved(model):
         raise ValueError(
             f"train_dataset does not say how many classes {model!r} has to tell apart: name the column of its labels, "
             "PGDCollator(label_column=…), if that is a ClassLabel, or pass create_model(name, num_classes=…) as the student"
@@ -172,9 +173,8 @@ def naming_what_cannot_load(role: str, name: Any) -> Iterator[None]:
         foreign = not isinstance(error, ValueError) or "model_type" in str(error)
         if isinstance(error, FileNotFoundError) or not isinstance(name, str) or not foreign:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the {role} {name!r} cannot be loaded, neither from a directory here nor as a hub id: {reason} Pass a directory "
+            f"the {role} {name!r} cannot be loaded: {first_line(error)}. Pass a directory "
             "that save_model wrote, or unset HF_HUB_OFFLINE to download"
         ) from error
 

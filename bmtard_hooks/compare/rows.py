@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.methods import method_class
+from bmtard_hooks.option_names import near_options
 
 ELSEWHERE = {
     "method": "write it before the colon",
@@ -95,7 +95,7 @@ def _read_option(text: str, method: str, entry: str) -> tuple[str, str]:
     known = [entry.name for entry in fields(BMTARDConfig) if entry.init and entry.name not in ELSEWHERE]
     known += ["student", "student_mean", "student_std"]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+        near = near_options(name, known)
         hint = (
             f"did you mean {', '.join(near)}?" if near else "every option of BMTARDConfig, and student, can be given"
         )

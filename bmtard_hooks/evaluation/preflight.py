@@ -16,6 +16,7 @@ from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.create import as_classifier
+from bmtard_hooks.models.image_sizes import first_line
 from bmtard_hooks.models.pixels import PixelClassifier, logits_of
 from bmtard_hooks.models.precision import full_precision, not_float32
 from bmtard_hooks.models.teachers import as_teacher, try_classifier
@@ -103,9 +104,8 @@ def _load(role: str, name: str) -> PixelClassifier:
     try:
         return as_teacher(name)
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"the {role} {name!r} cannot be loaded, neither from a directory here nor as a hub id: {reason} Pass a directory that "
+            f"the {role} {name!r} cannot be loaded: {first_line(error)}. Pass a directory that "
             "save_model wrote, or unset HF_HUB_OFFLINE to download"
         ) from error
 

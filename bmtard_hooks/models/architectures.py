@@ -13,11 +13,11 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import AutoConfig, PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.models.checkpoints import load_weights
-from bmtard_hooks.models.image_sizes import explain_architecture, size_argument, try_size
+from bmtard_hooks.models.image_sizes import explain_architecture, first_line, size_argument, try_size
 
 CLOSE = 0.75
 """How alike a name must be to be proposed; below, a mistyped directory would be answered with networks nobody meant."""
@@ -83,7 +83,10 @@ def check_architecture(name: str) -> None:
     if timm.is_model(name.split(".")[0]):
         return
     if "/" in name or name.startswith((".", "~")):
-        raise ValueError(f"{name} is not a directory with a saved model (config.json and weights)")
+        hint = (
+            ": pass an architecture, and the file as checkpoint=" if Path(name).is_file() else near_directories(name)
+        )
+        raise ValueError(f"{name!r} is not a directory with a saved model (config.json and weights){hint}")
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=CLOSE)
     hint = (
         f"did you mean {', '.join(near)}?"
@@ -91,6 +94,57 @@ def check_architecture(name: str) -> None:
         else "pass a directory that save_model wrote, a hub id or a timm name"
     )
     raise ValueError(f"{name!r} is neither a directory here nor an architecture of timm: {hint}")
+
+
+def is_saved(name: str) -> bool:
+    """Tell a saved directory or a hub id (``owner/model``) from an architecture."""
+    return Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~")))
+
+
+def require_config(directory: Path) -> None:
+    """Raise ``ValueError`` for a directory without a saved model, naming those inside it that have one."""
+    if (directory / "config.json").is_file():
+        return
+    if (directory / "model.safetensors").is_file():
+        raise ValueError(
+            f"{directory} holds weights without a config.json, as save_model writes them for a module that is neither a timm nor a "
+            "transformers network: build the module and load model.safetensors into it"
+        )
+    inside = sorted(str(found.parent) for found in directory.glob("*/config.json"))
+    hint = f": did you mean {', '.join(inside[:3])}?" if inside else ""
+    raise ValueError(f"{directory} is a directory without a saved model (config.json and weights){hint}")
+
+
+def read_config(name: str, trust_remote_code: bool) -> Any:
+    """Read the config of a saved directory or hub id.
+
+    Raises:
+        OSError: if it is neither, with the directories that are spelt alike.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        near = near_directories(name)
+        raise OSError(
+            f"{name} is no directory here{near}, nor a hub id that can be read: {first_line(error)}"
+        ) from error
+
+
+def near_directories(name: str) -> str:
+    """Name the directories beside one that does not exist whose names are spelt alike, to be put behind a message.
+
+    Args:
+        name: path that does not exist.
+
+    Returns:
+        Empty if there are none.
+    """
+    path = Path(name)
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=3)
+    return f" (did you mean {', '.join(str(path.parent / entry) for entry in near)}?)" if near else ""
 
 
 def has_no_weights(name: str) -> bool:

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from bmtard_hooks.models.architectures import (
     build_architecture,
     check_architecture,
+    is_saved,
+    read_config,
+    require_config,
     separate_shared_weights,
     wrap_as_built,
 )
@@ -73,7 +76,7 @@ def create_model(
         FileNotFoundError: if the checkpoint does not exist.
     """
     sides = None if image_size is None else as_sides(image_size)
-    if Path(name).is_dir() or is_hub_id(name):
+    if is_saved(name):
         model = _from_saved(name, checkpoint, mean, std, trust_remote_code)
         if sides is not None:
             _check_size(model, name, sides)
@@ -100,11 +103,7 @@ def _from_saved(
 ) -> PixelClassifier:
     if Path(name).is_dir():
         check_saved_directory(Path(name))
-        if not (Path(name) / "config.json").is_file() and (Path(name) / "model.safetensors").is_file():
-            raise ValueError(
-                f"{name} holds weights without a config.json, as save_model writes them for a module that is neither a timm nor a "
-                "transformers network: build the module and load model.safetensors into it"
-            )
+        require_config(Path(name))
     backbone = _read_saved(name, bool(trust_remote_code))  # None would ask at the terminal
     if checkpoint is None and averages_weights(Path(name)):
         logger.warning(
@@ -121,7 +120,7 @@ def _from_saved(
 
 
 def _read_saved(name: str, trust_remote_code: bool) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    config = read_config(name, trust_remote_code)
     if config.model_type == "timm_wrapper":
         _refuse_files(config.model_args or {}, f"model_args in the config.json of {name}")
         check_architecture(config.architecture)
@@ -280,11 +279,6 @@ def as_student(model: str | nn.Module, num_classes: int | None = None, processor
         raise ValueError("the student has no parameter to train: it is frozen, or was it passed as a teacher?")
     require_float32("student", student)
     return student
-
-
-def is_hub_id(name: str) -> bool:
-    """Tell a hub id (``owner/model``) from an architecture."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def _image_processor(name: str, trust_remote_code: bool) -> Any:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
-from bmtard_hooks.models.architectures import check_architecture, pretrained_settings
-from bmtard_hooks.models.create import as_classifier, create_model, is_hub_id, weights_not_found
+from bmtard_hooks.models.architectures import check_architecture, is_saved, pretrained_settings
+from bmtard_hooks.models.create import as_classifier, create_model, weights_not_found
 from bmtard_hooks.models.image_sizes import explain_network
 from bmtard_hooks.models.pixels import PixelClassifier
 
@@ -33,8 +33,9 @@ def load_teacher(
         ValueError: if no weights were named, if some of them are missing, or as ``create_model`` does.
         FileNotFoundError: if the checkpoint does not exist.
     """
-    has_weights = checkpoint is not None or kwargs.get("pretrained") or Path(name).is_dir() or is_hub_id(name)
+    has_weights = checkpoint is not None or kwargs.get("pretrained") or is_saved(name)
     if not has_weights:
+        check_architecture(name)
         raise ValueError(
             f"teacher {name!r} would have random weights: pass checkpoint=FILE, pretrained=True, or a saved directory"
         )
@@ -69,7 +70,7 @@ def as_teacher(teacher: str | nn.Module) -> PixelClassifier:
     """
     if isinstance(teacher, nn.Module):
         return as_classifier(teacher).freeze()
-    return load_teacher(teacher, pretrained=not (Path(teacher).is_dir() or is_hub_id(teacher)))
+    return load_teacher(teacher, pretrained=not is_saved(teacher))
 
 
 def try_classifier(role: str, model: PixelClassifier, pixels: Tensor) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def line(name, words, received, allowed, fix):
 EVALUATE = "evaluate --model {files}/clean --dataset {files}/data --output_dir {out} --device cpu --attacks fgsm --checks false "
 SETTING = EVALUATE + "--attacks "
 UNSET, HELP = "unset HF_HUB_OFFLINE", "--help"
-LOAD = "neither from a directory here nor as a hub id"
+LOAD = "is no directory here, nor a hub id that can be read"
 
 
 @table(

@@ -52,7 +52,7 @@ LOGITS, HOW = "expected logits, floats of shape (2, classes)", "Return the last 
 FLOWS, REMOVE = "expected a differentiable forward", "Remove detach()"
 BE_FLOAT32 = "weights that are trained must be float32"
 MODULE = "pass a torch.nn.Module from pixels to logits"
-LOAD, UNSET = "neither from a directory here nor as a hub id", "unset HF_HUB_OFFLINE"
+LOAD, UNSET = "is no directory here, nor a hub id that can be read", "unset HF_HUB_OFFLINE"
 
 
 @table(

@@ -176,7 +176,7 @@ def test_the_users_config_is_not_written_to():
     ("model", "options", "message"),
     [
         (lambda: tiny_net(0).double(), {}, "float64 weights"),
-        (lambda: "outputs/nowhere", {}, "neither from a directory here nor as a hub id"),
+        (lambda: "outputs/nowhere", {}, "is no directory here, nor a hub id that can be read"),
         (lambda: tiny_net(0), {"device": "nonsense"}, "device='nonsense' is unknown"),
         (lambda: tiny_net(0), {"attacks": {"pgd": PGD(eps=0.1)}, "mode": "best"}, "columns, worst_case"),
     ],
