@@ -127,7 +127,7 @@ def choose_teachers(
         Role to frozen teacher, in the method's order.
 
     Raises:
-        ValueError: if one is missing, cannot be loaded, is the student itself, or is to be trained in half precision.
+        ValueError: if one is missing, cannot be loaded, shares weights with the student, or is to be trained in half precision.
         TypeError: if one is neither a module nor a name.
     """
     require_teachers(method, given)
@@ -135,15 +135,18 @@ def choose_teachers(
     if unused:
         logger.warning("method %r does not use the %s teacher", method.name, " and ".join(unused))
     chosen = {name: given[name] for name in method.teachers}
+    own = {id(weights) for weights in student.parameters()}
     for name, teacher in chosen.items():
         if not isinstance(teacher, (str, nn.Module)):
             raise TypeError(
                 f"the {name} teacher is {teacher!r:.60}, a {type(teacher).__name__}: pass a torch.nn.Module from pixels to "
                 "logits, load_teacher(…), or the name of a directory or a hub id as a string"
             )
-        if teacher in (student, student.backbone) or getattr(teacher, "backbone", None) is student.backbone:
+        shared = 0 if isinstance(teacher, str) else sum(id(weights) in own for weights in teacher.parameters())
+        if shared:
             raise ValueError(
-                f"the {name} teacher and the student are the same object: training would change the teacher"
+                f"the {name} teacher and the student are the same object, or share {shared} tensors of weights: training would change "
+                "the teacher. Pass copy.deepcopy(…) of one"
             )
     roles = {}
     for name, teacher in chosen.items():

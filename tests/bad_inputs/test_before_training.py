@@ -67,6 +67,16 @@ def test_one_network_cannot_be_teacher_and_student(make_config):
         )
 
 
+def test_a_teacher_with_a_part_of_the_student_is_refused_before_it_freezes_that(make_config):
+    student, teacher = tiny_net(0), tiny_net(1)
+    teacher.head = student.head
+    with pytest.raises(ValueError, match="or share 2 tensors of weights"):
+        BMTARDTrainer(
+            student, make_config(), train_dataset=tiny_data(), clean_teacher=teacher, robust_teacher=sharp_net(2)
+        )
+    assert student.head.weight.requires_grad
+
+
 def test_plain_training_arguments_are_refused(tmp_path):
     from transformers import TrainingArguments
 
