@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bmtard_hooks.compare.numbers import WEIGHTED, paired, share_seeds, training_again
+from bmtard_hooks.compare.numbers import WEIGHTED, Reports, paired, share_seeds, training_again
 from bmtard_hooks.compare.retraining import ENOUGH
 from bmtard_hooks.evaluation.statistics import holm
 from bmtard_hooks.plots.runs import ENTROPY, LOSS, Run, Series
@@ -80,8 +80,7 @@ def judge(archive: Archive) -> list[Verdict]:
     """
     rivals = [row["label"] for row in archive.content["rows"] if "method" in row and _is_rival(row)]
     verdicts = [_above(archive, column, rivals) for column in archive.columns]
-    verdicts += [_one(archive, f"W-Robust of B-MTARD is above MTARD's under {attack_name(column)}", column, BMTARD, MTARD)
-                 for column in archive.columns]  # fmt: skip
+    verdicts += [_above_mtard(archive, column) for column in archive.columns]
     for claim, row, other in (
         ("Normalization Loss Balance helps fixed temperatures (MTARD above the baseline)", MTARD, FIXED),
         ("Normalization Loss Balance helps balanced temperatures (B-MTARD above baseline+EBB)", BMTARD, TEMPERATURES),
@@ -92,7 +91,25 @@ def judge(archive: Archive) -> list[Verdict]:
         verdicts += [
             _one(archive, f"{claim}, {attack_name(column)}", column, row, other) for column in _strongest(archive)
         ]
+    verdicts += _under_autoattack(archive, rivals)
     return [*verdicts, _entropies_meet(archive.logs), _losses_fall_alike(archive.logs), _not_obfuscated(archive)]
+
+
+def _under_autoattack(archive: Archive, rivals: Sequence[str]) -> list[Verdict]:
+    """Judge the students that met AutoAttack on a part of the images, one run each."""
+    columns = archive.strong[BMTARD].columns if BMTARD in archive.strong else ()
+    verdicts = []
+    for column in (name for name in columns if name.partition(":")[0] == "autoattack"):
+        reports: dict[str, Reports] = {
+            label: {0: report} for label, report in archive.strong.items() if column in report.columns
+        }
+        met = replace(archive, reports=reports)
+        verdicts += [_above(met, column, rivals), _above_mtard(met, column)]
+    return [verdict for verdict in verdicts if verdict.verdict != OPEN]
+
+
+def _above_mtard(archive: Archive, column: str) -> Verdict:
+    return _one(archive, f"W-Robust of B-MTARD is above MTARD's under {attack_name(column)}", column, BMTARD, MTARD)
 
 
 def _is_rival(row: Mapping[str, object]) -> bool:

@@ -141,7 +141,7 @@ def test_ablations_are_judged_under_autoattack_on_the_first_images_too():
         for one in reports.values():
             one.outcomes["aa"], one.columns[column] = one.outcomes["pgd_trades"], ["aa"]
     lines = [verdict for verdict in judge(found) if "balanced weights (B-MTARD above MTARD)" in verdict.claim]
-    assert [line.verdict for line in lines] == [HOLDS, HOLDS] and lines[1].claim.endswith(column)
+    assert [line.verdict for line in lines] == [HOLDS, HOLDS] and lines[1].claim.endswith("AutoAttack on 2000 images")
 
 
 def test_what_was_not_run_is_said_to_be_open():
@@ -210,6 +210,20 @@ def test_students_that_met_more_attacks_are_tabled_and_compared():
     found.strong["bmtard"].checks = [check("P1")]
     text = "\n".join(stronger_attacks(found))
     assert "60.00" in text and "+10.00" in text and "- P1, P1: pass. seen" in text
+
+
+def test_autoattack_on_some_images_is_judged_among_those_who_met_it():
+    found = archive({"bmtard": (0.6, 0.3), "mtard": (0.6, 0.3), "sat": (0.5, 0.2), "ard": (0.5, 0.2)})
+    found.strong = {"bmtard": report(0.6, 0.3, 0), "mtard": report(0.5, 0.2, 0)}
+    assert not [verdict for verdict in judge(found) if "AutoAttack" in verdict.claim]  # nobody met it
+    for entry in (*found.strong.values(), found.strong.setdefault("sat", report(0.5, 0.25, 0))):
+        entry.columns["autoattack:images=500"] = ["pgd_trades"]
+    verdicts = {
+        verdict.claim: verdict for verdict in judge(found) if verdict.claim.endswith("AutoAttack on 500 images")
+    }
+    above, mtard = verdicts.values()
+    assert above.verdict == "holds for 1 of 2 (one run each)" and above.numbers.endswith("not measured: ard")
+    assert mtard.verdict == "holds (one run each)" and "+10.00" in mtard.numbers
 
 
 @pytest.mark.parametrize("directory", ARCHIVES, ids=lambda path: path.name)
