@@ -113,7 +113,7 @@ def _above_mtard(archive: Archive, column: str) -> Verdict:
 
 
 def _is_rival(row: Mapping[str, object]) -> bool:
-    return row["label"] not in OWN and not (row["method"] == BMTARD and row["options"])
+    return row["label"] not in OWN and not (row["method"] in OWN and row["options"])
 
 
 def _strongest(archive: Archive) -> list[str]:
