@@ -28,7 +28,7 @@ from bmtard_hooks.reporting import save_report
 SMALL_ARGUMENTS = {"max_steps": 2, "use_cpu": True, "report_to": [], "disable_tqdm": True, "bf16": False}
 """What every run of a page gets in place of its own."""
 
-UNFOLDED = {"fold_batch_norm": False, "channels_last": False}
+UNFOLDED = {"fold_batch_norm": False, "channels_last": False, "torch_compile": False, "torch_compile_mode": None}
 """Of runs of this library: what pays in long runs only."""
 
 AT_MOST = {"steps": 2, "eval_attack_steps": 2, "per_device_train_batch_size": 16}
