@@ -15,6 +15,7 @@ from bmtard_hooks.compare.tables import (
     training_table,
 )
 from bmtard_hooks.evaluation.comparison import compare
+from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.plots.outputs import last_values, plot_runs
 from bmtard_hooks.plots.runs import ENTROPY, KNOWLEDGE, TEMPERATURE, Run
 from bmtard_hooks.reporting.accuracy_tables import robustness_tables
@@ -80,15 +81,25 @@ def stronger_attacks(archive: Archive) -> list[str]:
     if not reports:
         return []
     parts = ["### Stronger attacks", "Students of seed 0, attacked again with `bmtard evaluate`."]
-    parts += [table.markdown(4) for table in robustness_tables(list(reports.values()))]
+    further = list(dict.fromkeys(name for report in reports.values() for name in _further(archive, report)))
+    if further:
+        parts += [table.markdown(4) for table in robustness_tables(list(reports.values()), further)]
     first = reports.get(CHECKED)
     if first is not None:
-        parts += [compare(first, other).to_markdown() for label, other in reports.items() if label != CHECKED]
+        for label, other in reports.items():
+            shared = [name for name in _further(archive, first) if name in other.columns]
+            if label != CHECKED and shared:
+                parts += [compare(first, other, shared).to_markdown()]
         parts += [f"{CHECKED}: {first.verdict}"]
         parts += [
             "\n".join(f"- {check.id}, {check.title}: {check.status}. {check.evidence}" for check in first.checks)
         ]
     return parts
+
+
+def _further(archive: Archive, report: RobustnessReport) -> list[str]:
+    """Name the columns that the rows of the comparison do not have."""
+    return [name for name in report.columns if name not in archive.columns]
 
 
 def draw(archive: Archive) -> dict[str, Path]:

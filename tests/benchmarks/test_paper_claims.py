@@ -209,7 +209,11 @@ def test_students_that_met_more_attacks_are_tabled_and_compared():
     found.strong = {"bmtard": report(0.6, 0.3, 0), "mtard": report(0.5, 0.2, 0)}
     found.strong["bmtard"].checks = [check("P1")]
     text = "\n".join(stronger_attacks(found))
-    assert "60.00" in text and "+10.00" in text and "- P1, P1: pass. seen" in text
+    assert "- P1, P1: pass. seen" in text and "60.00" not in text  # the comparison has this column for all rows
+    for entry in found.strong.values():
+        entry.columns["autoattack"] = ["pgd_trades"]
+    text = "\n".join(stronger_attacks(found))
+    assert "60.00" in text and "+10.00" in text and "PGD-TRADES" not in text
 
 
 def test_autoattack_on_some_images_is_judged_among_those_who_met_it():
