@@ -88,7 +88,7 @@ class Comparison:
             *(_line(entry) for entry in self.columns),
             "",
             f"A difference in W-Robust is significant if its {level} interval leaves out 0, one in robust accuracy if p "
-            f"(McNemar's exact test, Holm's adjustment for {len(self.columns)} columns) is below "
+            f"(McNemar's exact test, Holm's adjustment for {len(self.columns)} column{'s' * (len(self.columns) != 1)}) is below "
             f"{1 - self.confidence:.2g}; both speak of these two trained models, not of training them again.",
             self._images_remark(difference),
             *(f"Warning: {warning}" for warning in self.warnings),
