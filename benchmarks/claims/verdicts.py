@@ -29,6 +29,7 @@ NEEDED = {"P1", "P2", "P3", "P4", "A3", "A4"}
 """Checks without which nothing is said of obfuscated gradients: the paper's four, gradients that exist, and unbounded attacks."""
 
 BMTARD, MTARD, FIXED, TEMPERATURES = "bmtard", "mtard", "baseline", "baseline+ebb"
+BOTH = "Both together help (B-MTARD above the baseline)"
 OWN = (BMTARD, MTARD, FIXED, TEMPERATURES)
 """Rows that are not competitors but B-MTARD and its ablations."""
 
@@ -86,7 +87,7 @@ def judge(archive: Archive) -> list[Verdict]:
         ("Normalization Loss Balance helps balanced temperatures (B-MTARD above baseline+EBB)", BMTARD, TEMPERATURES),
         ("Entropy-Based Balance helps fixed weights (baseline+EBB above the baseline)", TEMPERATURES, FIXED),
         ("Entropy-Based Balance helps balanced weights (B-MTARD above MTARD)", BMTARD, MTARD),
-        ("Both together help (B-MTARD above the baseline)", BMTARD, FIXED),
+        (BOTH, BMTARD, FIXED),
     ):
         verdicts += [
             _one(archive, f"{claim}, {attack_name(column)}", column, row, other) for column in _strongest(archive)
@@ -105,6 +106,7 @@ def _under_autoattack(archive: Archive, rivals: Sequence[str]) -> list[Verdict]:
         }
         met = replace(archive, reports=reports)
         verdicts += [_above(met, column, rivals), _above_mtard(met, column)]
+        verdicts += [_one(met, f"{BOTH}, {attack_name(column)}", column, BMTARD, FIXED)]
     return [verdict for verdict in verdicts if verdict.verdict != OPEN]
 
 

@@ -218,9 +218,9 @@ def test_students_that_met_more_attacks_are_tabled_and_compared():
 
 def test_autoattack_on_some_images_is_judged_among_those_who_met_it():
     found = archive({"bmtard": (0.6, 0.3), "mtard": (0.6, 0.3), "sat": (0.5, 0.2), "ard": (0.5, 0.2)})
-    found.strong = {"bmtard": report(0.6, 0.3, 0), "mtard": report(0.5, 0.2, 0)}
+    found.strong = {"bmtard": report(0.6, 0.3, 0), "mtard": report(0.5, 0.2, 0), "sat": report(0.5, 0.25, 0)}
     assert not [verdict for verdict in judge(found) if "AutoAttack" in verdict.claim]  # nobody met it
-    for entry in (*found.strong.values(), found.strong.setdefault("sat", report(0.5, 0.25, 0))):
+    for entry in found.strong.values():
         entry.columns["autoattack:images=500"] = ["pgd_trades"]
     verdicts = {
         verdict.claim: verdict for verdict in judge(found) if verdict.claim.endswith("AutoAttack on 500 images")
