@@ -20,7 +20,7 @@ from bmtard_hooks.plots.outputs import last_values, plot_runs
 from bmtard_hooks.plots.runs import ENTROPY, KNOWLEDGE, TEMPERATURE, Run
 from bmtard_hooks.reporting.accuracy_tables import robustness_tables
 from bmtard_hooks.reporting.files import write_file
-from bmtard_hooks.reporting.presentation import DASH
+from bmtard_hooks.reporting.presentation import DASH, attack_name
 from bmtard_hooks.reporting.table import Cell, Column, Table
 from claims.archive import CHECKED, Archive
 from claims.verdicts import BMTARD, FIXED, MTARD, TEMPERATURES, Verdict, first, judge, last
@@ -197,14 +197,14 @@ def power_table(archive: Archive) -> Table:
     means = {row["label"]: row["mean"] for row in archive.content["rows"]}
     rows: list[list[Cell | str]] = []
     for label, power in sorted(powers.items(), key=lambda pair: pair[1]) if len(powers) > 1 else ():
-        cells: list[Cell | str] = [f"{power:g}"]
+        cells: list[Cell | str] = [f"{power:g}", f"{100 * means[label][archive.columns[0]]['clean']:.2f}"]
         for column in archive.columns:
             found = means[label][column]
             cells += [f"{100 * found[measure]:.2f}" for measure in ("robust", "w_robust")]
         rows.append(cells)
-    columns = [Column("β", numeric=False)]
+    columns = [Column("β", numeric=False), Column("Clean")]
     for column in archive.columns:
-        columns += [Column("Robust", column), Column("W-Robust", column)]
+        columns += [Column("Robust", attack_name(column)), Column("W-Robust", attack_name(column))]
     return Table(
         "Power β of the relative losses (the paper's Table VIII)",
         columns,

@@ -293,7 +293,7 @@ def test_powers_are_tabled_beside_the_row_that_is_alike_but_for_the_power():
     }
     found = archive({label: (0.5, 0.3) for label in options})
     for row in found.content["rows"]:
-        mean = {"robust": 0.3, "w_robust": 0.4}
+        mean = {"clean": 0.5, "robust": 0.3, "w_robust": 0.4}
         row.update(method="bmtard", options=options[row["label"]], mean={"pgd_trades": mean})
     assert [row[0] for row in power_table(found).rows] == ["0.5", "1", "4"]
-    assert power_table(found).rows[0][1:] == ["30.00", "40.00"]
+    assert power_table(found).rows[0][1:] == ["50.00", "30.00", "40.00"]
