@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bmtard_hooks.attacks.choosing import usual_name
 from bmtard_hooks.compare.numbers import WEIGHTED, Reports, paired, share_seeds, training_again
 from bmtard_hooks.compare.retraining import ENOUGH
 from bmtard_hooks.evaluation.statistics import holm
@@ -100,7 +101,7 @@ def _under_autoattack(archive: Archive, rivals: Sequence[str]) -> list[Verdict]:
     """Judge the students that met AutoAttack on a part of the images, one run each."""
     columns = archive.strong[BMTARD].columns if BMTARD in archive.strong else ()
     verdicts = []
-    for column in (name for name in columns if name.partition(":")[0] == "autoattack"):
+    for column in (name for name in columns if usual_name(name) == "autoattack"):
         reports: dict[str, Reports] = {
             label: {0: report} for label, report in archive.strong.items() if column in report.columns
         }
@@ -119,7 +120,7 @@ def _is_rival(row: Mapping[str, object]) -> bool:
 
 
 def _strongest(archive: Archive) -> list[str]:
-    return [name for name in archive.columns if name.partition(":")[0] in ("pgd_trades", "autoattack")]
+    return [name for name in archive.columns if usual_name(name) in ("pgd_trades", "autoattack")]
 
 
 def differences(archive: Archive, column: str, row: str, others: Sequence[str]) -> list[Difference]:

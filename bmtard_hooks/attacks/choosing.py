@@ -50,6 +50,11 @@ class AttackPlan:
         self.columns[column] = list(named)
 
 
+def usual_name(column: str) -> str:
+    """Give the name of a column's attack without its settings: ``autoattack`` for ``autoattack:images=500``."""
+    return column.partition(":")[0]
+
+
 def choose_attacks(
     chosen: Any,
     *,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from bmtard_hooks.attacks.choosing import usual_name
 from bmtard_hooks.evaluation.report import WORST_CASE, RobustnessReport, Row
 from bmtard_hooks.evaluation.statistics import per_class_accuracy, wilson_interval
 
@@ -96,15 +97,10 @@ def attack_heading(name: str, sizes: Collection[int], whole: Collection[int]) ->
     return title if told else f"{title} (n = {min(sizes)})"
 
 
-def _usual(column: str) -> str:
-    """Give the usual name of a column's attack, without its settings."""
-    return column.partition(":")[0]
-
-
 def attack_group(report: RobustnessReport, column: str) -> str:
     """Tell which group of the paper's tables a column belongs to, by its name or else by its attack's class."""
-    if _usual(column) in ATTACKS:
-        return ATTACKS[_usual(column)][1]
+    if usual_name(column) in ATTACKS:
+        return ATTACKS[usual_name(column)][1]
     groups = {
         GROUP_OF_CLASS.get(str(report.outcomes[part].settings.get("class")), OTHER) for part in report.columns[column]
     }
@@ -113,7 +109,7 @@ def attack_group(report: RobustnessReport, column: str) -> str:
 
 def column_order(name: str) -> int:
     """Give a sort key that puts columns in the order of the paper's tables, unknown ones last."""
-    usual = _usual(name)
+    usual = usual_name(name)
     return list(ATTACKS).index(usual) if usual in ATTACKS else len(ATTACKS)
 
 

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from bmtard_hooks.attacks.choosing import usual_name
 from bmtard_hooks.evaluation.checks.context import (
     Context,
     Finding,
@@ -229,7 +230,7 @@ def _is_square(context: Context, part: str) -> bool:
 
 def _estimations(context: Context) -> list[str]:
     """List the columns of gradient estimation, those with settings of their own (``spsa:images=200``) too."""
-    return [name for name in context.columns() if name.partition(":")[0] in GRADIENT_ESTIMATION]
+    return [name for name in context.columns() if usual_name(name) in GRADIENT_ESTIMATION]
 
 
 def _require(columns: dict[str, str], *names: str) -> None:
