@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
@@ -18,10 +16,9 @@ from bmtard_hooks.data import class_count
 from bmtard_hooks.methods import Method
 from bmtard_hooks.models.architectures import is_saved
 from bmtard_hooks.models.create import as_student
-from bmtard_hooks.models.image_sizes import first_line
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.precision import require_float32
-from bmtard_hooks.models.teachers import as_teacher
+from bmtard_hooks.models.teachers import as_teacher, naming_what_cannot_load
 
 logger = logging.getLogger(__name__)
 
@@ -157,29 +154,6 @@ def choose_teachers(
         require_float32(f"{name} teacher, which is trained too,", roles[name])
         roles[name].frozen = False
     return roles
-
-
-@contextmanager
-def naming_what_cannot_load(role: str, name: Any) -> Iterator[None]:
-    """Say which network it was when transformers, the hub or safetensors cannot load one.
-
-    Args:
-        role: what it is called in messages: ``student``, ``clean teacher`` …
-        name: what was passed.
-
-    Raises:
-        ValueError: instead of their errors, which do not name it.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError) as error:
-        foreign = not isinstance(error, ValueError) or "model_type" in str(error)
-        if isinstance(error, FileNotFoundError) or not isinstance(name, str) or not foreign:
-            raise
-        raise ValueError(
-            f"the {role} {name!r} cannot be loaded: {first_line(error)}. Pass a directory "
-            "that save_model wrote, or unset HF_HUB_OFFLINE to download"
-        ) from error
 
 
 def with_method_callbacks(own: list[Any], users: list[Any] | None) -> list[Any]:

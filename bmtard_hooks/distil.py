@@ -10,12 +10,13 @@ from typing import Any
 from transformers import set_seed
 
 from bmtard_hooks.arguments import DataArguments, parse
-from bmtard_hooks.assembly import ROLES, naming_what_cannot_load, require_teachers
+from bmtard_hooks.assembly import ROLES, require_teachers
 from bmtard_hooks.choosing_checkpoints import choosing_defaults
 from bmtard_hooks.config import BMTARDConfig
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.methods import make_method
 from bmtard_hooks.models import PixelClassifier, load_teacher
+from bmtard_hooks.models.teachers import naming_what_cannot_load
 from bmtard_hooks.options import option, require
 from bmtard_hooks.recipe import create_for, train_and_measure
 from bmtard_hooks.trainer import BMTARDTrainer

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bmtard_hooks.arguments import option, parse
-from bmtard_hooks.assembly import naming_what_cannot_load
 from bmtard_hooks.attacks.pgd import PGDSettings
 from bmtard_hooks.commands.inputs import ImageArguments, model_of, require, require_device, require_weights
 from bmtard_hooks.distributed import processes
 from bmtard_hooks.evaluation.preview import preview_teachers
-from bmtard_hooks.models.teachers import as_teacher
+from bmtard_hooks.models.teachers import as_teacher, naming_what_cannot_load
 
 
 @dataclass

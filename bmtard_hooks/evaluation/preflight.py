@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.create import as_classifier
-from bmtard_hooks.models.image_sizes import first_line
 from bmtard_hooks.models.pixels import PixelClassifier, logits_of
 from bmtard_hooks.models.precision import full_precision, not_float32
-from bmtard_hooks.models.teachers import as_teacher, try_classifier
+from bmtard_hooks.models.teachers import as_teacher, naming_what_cannot_load, try_classifier
 
 LOOKED_AT = 512
 """Images for the search of a better normalisation."""
@@ -101,13 +99,8 @@ def _has_modes(module: nn.Module) -> bool:
 
 
 def _load(role: str, name: str) -> PixelClassifier:
-    try:
+    with naming_what_cannot_load(role, name):
         return as_teacher(name)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"the {role} {name!r} cannot be loaded: {first_line(error)}. Pass a directory that "
-            "save_model wrote, or unset HF_HUB_OFFLINE to download"
-        ) from error
 
 
 def place_classifier(role: str, classifier: PixelClassifier, data: ImageTensors, device: torch.device) -> None:

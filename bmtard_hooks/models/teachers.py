@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bmtard_hooks.attacks.guard import attack_mode
 from bmtard_hooks.models.architectures import check_architecture, is_saved, pretrained_settings
 from bmtard_hooks.models.create import as_classifier, create_model, weights_not_found
-from bmtard_hooks.models.image_sizes import explain_network
+from bmtard_hooks.models.image_sizes import explain_network, first_line
 from bmtard_hooks.models.pixels import PixelClassifier
 
 
@@ -71,6 +74,29 @@ def as_teacher(teacher: str | nn.Module) -> PixelClassifier:
     if isinstance(teacher, nn.Module):
         return as_classifier(teacher).freeze()
     return load_teacher(teacher, pretrained=not is_saved(teacher))
+
+
+@contextmanager
+def naming_what_cannot_load(role: str, name: Any) -> Iterator[None]:
+    """Say which network it was when transformers, the hub or safetensors cannot load one.
+
+    Args:
+        role: what it is called in messages: ``student``, ``clean teacher`` …
+        name: what was passed.
+
+    Raises:
+        ValueError: instead of their errors, which do not name it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        foreign = not isinstance(error, ValueError) or "model_type" in str(error)
+        if isinstance(error, FileNotFoundError) or not isinstance(name, str) or not foreign:
+            raise
+        raise ValueError(
+            f"the {role} {name!r} cannot be loaded: {first_line(error)}. Pass a directory "
+            "that save_model wrote, or unset HF_HUB_OFFLINE to download"
+        ) from error
 
 
 def try_classifier(role: str, model: PixelClassifier, pixels: Tensor) -> tuple[int, ...]:
