@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -86,7 +87,6 @@ class GoesOn(FiresEvents):
         """Take over the record of the checkpoint, and make up for what the killed run did not come to."""
         record, self._resumed = self._resumed, None
         self._epoch_ended_at = -1
-        self._enter_callbacks()
         if record is None:
             return
         sums = record["loss_sums"]
@@ -117,12 +117,15 @@ class GoesOn(FiresEvents):
             learning_rate=record["learning_rate"],
         )
 
-    def _enter_callbacks(self) -> None:
-        """Give callbacks that the checkpoint did not know a place in the state, where transformers looks when it saves."""
+    def _make_place_for_callbacks(self) -> None:
+        """Lay out the state as transformers fills it when it saves: an entry a class, an empty list for a class met twice.
+
+        It knows no callbacks that the checkpoint did not know, and adds to lists for ever, while it reads their beginning.
+        """
+        own = [*self.callback_handler.callbacks, self.control]
+        met = Counter(type(callback).__name__ for callback in own if isinstance(callback, ExportableState))
         known: Any = self.state.stateful_callbacks
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ExportableState):
-                known.setdefault(type(callback).__name__, callback.state())
+        known.update({name: [] if count > 1 else {} for name, count in met.items()})
 
     def _restore_foreign_callbacks(self) -> None:
         """Give transformers' own stateful callbacks (early stopping) their numbers back, in the objects that users hold."""

@@ -53,6 +53,7 @@ class KeepsDistillationState(ReadsWholeWeights, GoesOn):
             os.makedirs(directory, exist_ok=True)
             save_tensors(directory, tensors)
             save_state(directory, content)
+        self._make_place_for_callbacks()
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

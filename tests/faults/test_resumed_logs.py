@@ -73,6 +73,26 @@ def test_early_stopping_keeps_its_patience_and_its_decision(make_trainer, tmp_pa
         assert stopping.early_stopping_patience_counter == 2  # in the object that the user holds
 
 
+@pytest.mark.parametrize("by_transformers", [False, True], ids=["by this Trainer", "by transformers"])
+def test_each_of_two_callbacks_of_one_class_goes_on_with_its_own_numbers(make_trainer, tmp_path, by_transformers):
+    def trainer():
+        both = [EarlyStoppingCallback(9), EarlyStoppingCallback(2)]
+        return make_trainer(
+            data=tiny_data(40), callbacks=both, learning_rate=0.0, save_strategy="steps", save_steps=1, steps=1,
+            eval_strategy="steps", eval_steps=2, metric_for_best_model="w_robust",
+            restore_callback_states_from_checkpoint=by_transformers,
+        )  # fmt: skip
+
+    trainer().train()
+    for step in range(1, 7):
+        resumed = trainer()
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+        assert resumed.state.global_step == 6, step
+    saved = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["stateful_callbacks"]
+    assert [entry["args"]["early_stopping_patience"] for entry in saved["EarlyStoppingCallback"]] == [9, 2]
+    assert [entry["attributes"] for entry in saved["EarlyStoppingCallback"]] == [{"early_stopping_patience_counter": 2}] * 2
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["with its record", "of an earlier release"])
 def test_early_stopping_that_the_checkpoint_did_not_know_joins_the_run(make_trainer, tmp_path, whole):
     options = {
