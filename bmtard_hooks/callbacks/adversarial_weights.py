@@ -21,7 +21,8 @@ class AdversarialWeightPerturbation(DistillationCallback):
     Formula: ``W <- W + gamma * |W| / |G| * G`` for every weight tensor of more than one dimension, with ``G`` the gradient of
     the step's whole loss at the unperturbed weights, BatchNorm in training mode but its running statistics left alone.
     The attack comes before, weight averaging after it. Temperatures and loss weights move once per step, with the losses at
-    the perturbed weights; the search uses the loss weights of the step before.
+    the perturbed weights; the search uses the loss weights of the step before. Where G is not finite, as when fp16 overflows,
+    the tensor stays where it is in that step; the step's own losses and gradient are watched as in every step.
 
     Args:
         gamma: relative size of the perturbation, positive (0.01 for SAT, 0.005 for TRADES in the paper).
@@ -57,6 +58,7 @@ class AdversarialWeightPerturbation(DistillationCallback):
         with torch.no_grad():
             for weight, gradient in zip(weights.values(), uphill, strict=True):
                 move = self.gamma * weight.norm() / (gradient.norm() + TINY) * gradient
+                move.nan_to_num_(nan=0.0)  # of an infinite gradient: 0 where that is finite, NaN where it is not
                 weight.add_(move)
                 self._moved.append((weight, move))
 

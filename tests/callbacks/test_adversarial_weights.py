@@ -176,6 +176,26 @@ def test_callback_that_a_user_adds_works_with_a_method_that_forwards_before_the_
     torch.testing.assert_close(flat(added.model), flat(given.model))
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
+def test_search_that_overflows_perturbs_the_other_weights_alone(make_trainer, monkeypatch, value):
+    found = AdversarialWeightPerturbation._gradient
+
+    def overflowing(self, weights, batches):
+        first, *others = found(self, weights, batches)
+        first.view(-1)[3] = value  # as a backward in fp16 gives it
+        return [first, *others]
+
+    watch, start = Watch(), tiny_net(0, batch_norm=True)
+    monkeypatch.setattr(AdversarialWeightPerturbation, "_gradient", overflowing)
+    trainer = train(make_trainer, callbacks=[watch], learning_rate=1e-12, weight_decay=0.0)
+    assert trainer.state.global_step == 4
+    torch.testing.assert_close(flat(trainer.model), flat(start), atol=1e-6, rtol=0)
+    still = start.conv.weight.numel()
+    for weights in watch.inside:
+        torch.testing.assert_close(weights[:still], flat(start)[:still], atol=1e-6, rtol=0)
+        assert (weights - flat(start)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     "gamma, restore, message", [(0.0, "after_step", "awp_gamma=0.0 must"), (0.1, "never", "awp_restore='never' is")]
 )
