@@ -34,6 +34,7 @@ LABELS = {
     **{"lmtn": "LMTN", "adaad": "AdaAD", "adaiad": "AdaIAD", "saad": "SAAD", "ciard": "CIARD"},
     "bmtard_union": "bmtard_union",
 }
+ARCHIVES = {"claims": "cifar10_small", "longer": "cifar10_small_12_epochs"}
 SLICES = {
     "balance": ("entropy_balance", "log_eps"),
     "attack": ("eps", "crop_padding"),
@@ -167,9 +168,9 @@ def checks():
     ]
 
 
-def claims(which):
-    """What came out of the long comparison: the accuracies under all attacks or the strongest, or the verdicts."""
-    archive = load(ROOT / "benchmarks" / "results" / "cifar10_small")
+def claims(folder, which):
+    """What came out of a comparison: the accuracies under all attacks or the strongest, or the verdicts."""
+    archive = load(ROOT / "benchmarks" / "results" / folder)
     if which == "verdicts":
         return [verdict_table(judge(archive)).markdown(0)]
     rows = [row for row in archive.content["rows"] if row["mean"]]
@@ -181,8 +182,8 @@ def claims(which):
 def table(name):
     """Make the table of a mark."""
     kind, _, which = name.partition(" ")
-    if kind == "claims":
-        return claims(which)
+    if kind in ARCHIVES:
+        return claims(ARCHIVES[kind], which)
     if kind == "options":
         if which in SLICES:
             return option_rows(between(*SLICES[which]))
