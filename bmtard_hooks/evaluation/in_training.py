@@ -27,7 +27,7 @@ from bmtard_hooks.evaluation.metrics import RobustPrediction
 from bmtard_hooks.events import FiresEvents
 from bmtard_hooks.frozen_forwards import FrozenForwards
 from bmtard_hooks.models.pixels import PixelClassifier
-from bmtard_hooks.models.precision import full_precision
+from bmtard_hooks.models.precision import exact_arithmetic, full_precision
 from bmtard_hooks.randomness import untouched_randomness
 from bmtard_hooks.state import DistillationState
 
@@ -207,5 +207,5 @@ class EvaluatesRobustness(FrozenForwards, FiresEvents):
         return 1024.0 if self.accelerator.mixed_precision == "fp16" else 1.0
 
     def _verdict(self, pixels: Tensor) -> Tensor:
-        with torch.no_grad(), full_precision(self.model):
+        with torch.no_grad(), full_precision(self.model), exact_arithmetic():
             return self.student(pixels)

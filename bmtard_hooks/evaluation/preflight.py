@@ -16,7 +16,7 @@ from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.create import as_classifier
 from bmtard_hooks.models.pixels import PixelClassifier, logits_of
-from bmtard_hooks.models.precision import full_precision, not_float32
+from bmtard_hooks.models.precision import exact_arithmetic, full_precision, not_float32
 from bmtard_hooks.models.teachers import as_teacher, naming_what_cannot_load, try_classifier
 
 LOOKED_AT = 512
@@ -192,7 +192,7 @@ def _correct(runner: AttackRunner, indices: np.ndarray, mean: Sequence[float], s
     backbone, device = runner.model.backbone, runner.device
     shift, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
     correct = []
-    with attack_mode(backbone), torch.no_grad(), full_precision(backbone):
+    with attack_mode(backbone), torch.no_grad(), full_precision(backbone), exact_arithmetic():
         for start in range(0, len(indices), runner.batch_size):
             chosen = indices[start : start + runner.batch_size]
             logits = logits_of(backbone((runner.pixels(chosen) - shift) / scale))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,10 +58,18 @@ def full_precision(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32 off: its ten bits of mantissa flip verdicts."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """Switch TF32 off: its ten bits of mantissa flip verdicts.
+
+    The older switches (``allow_tf32``) raise errors once somebody has used the newer ones (``fp32_precision``), as transformers
+    does for ``tf32`` and ``torch_compile``, and leave TF32 on in convolutions. So the newer ones it is.
+    """
+    cudnn: Any = torch.backends.cudnn
+    switches: list[Any] = [torch.backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn]  # the second sets those after it
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision

@@ -90,7 +90,9 @@ def test_each_of_two_callbacks_of_one_class_goes_on_with_its_own_numbers(make_tr
         assert resumed.state.global_step == 6, step
     saved = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["stateful_callbacks"]
     assert [entry["args"]["early_stopping_patience"] for entry in saved["EarlyStoppingCallback"]] == [9, 2]
-    assert [entry["attributes"] for entry in saved["EarlyStoppingCallback"]] == [{"early_stopping_patience_counter": 2}] * 2
+    assert [entry["attributes"] for entry in saved["EarlyStoppingCallback"]] == [
+        {"early_stopping_patience_counter": 2}
+    ] * 2
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["with its record", "of an earlier release"])
