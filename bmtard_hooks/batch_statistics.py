@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, Sampler
 
-from bmtard_hooks.models.precision import full_precision
+from bmtard_hooks.models.precision import exact_arithmetic, full_precision
 
 
 def batch_norms(model: nn.Module) -> list[Any]:
@@ -67,7 +67,7 @@ def estimate_statistics(
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
-        with full_precision(model):
+        with full_precision(model), exact_arithmetic():
             for pixels in batches:
                 seen += len(pixels)
                 for norm in norms if by_sample else ():

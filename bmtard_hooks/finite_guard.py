@@ -125,6 +125,20 @@ class FiniteGuard:
         else:
             self._take(step, [Watched("gradient", "the norm of the gradient", value)])
 
+    def finish(self, step: int) -> None:
+        """Look at what waits for a next step when there is none: the last step's numbers and its gradient.
+
+        Args:
+            step: optimizer steps done.
+
+        Raises:
+            FloatingPointError: see ``check``.
+        """
+        self.check()
+        gradients, self._noted = [entry for entry in self._noted if entry.kind == "gradient"], []
+        self._take(step - 1, gradients)
+        self.check()
+
     def succeed(self) -> None:
         """Learn that a step was taken."""
         self._in_a_row = 0

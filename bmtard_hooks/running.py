@@ -84,7 +84,7 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
         except BaseException:
             self.fire("on_interrupted")
             raise
-        self._finite.check()
+        self._finite.finish(self.state.global_step)
         return output._replace(training_loss=output.metrics["train_loss"])  # a mean over all steps, also if resumed
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:

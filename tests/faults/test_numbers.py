@@ -105,7 +105,8 @@ def faulty(make_trainer):
         spoils = SpoilsBatch(fault)
         trainer = make_trainer(
             FaultyStudent(fault), tiny_data(24), clean_teacher=FaultyTeacher(fault), callbacks=[fault, spoils],
-            data_collator=FaultyCollator(fault), fold_batch_norm=False, save_strategy="steps", save_steps=1, **options,
+            data_collator=FaultyCollator(fault), fold_batch_norm=False,
+            **{"save_strategy": "steps", "save_steps": 1, **options},
         )  # fmt: skip
         spoils.trainer = trainer
         return trainer
@@ -242,6 +243,16 @@ def test_step_left_out_under_a_gradient_scaler_moves_neither_weights_nor_scale(
     assert scales == [(4.0, 1), (8.0, 2), (8.0, 3), (16.0, 4), (32.0, 5), (64.0, 6)]
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert [row["grad_norm"] == 0 for row in rows] == still and rows[-1]["skipped_steps"] == 2
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_gradient_that_waits_for_the_next_step_is_looked_at_after_the_last_too(faulty, monkeypatch, step):
+    def on_a_gpu(guard, step, norm):
+        guard.note("gradient", f"the norm of step {step + 1}'s gradient", norm)
+
+    monkeypatch.setattr("bmtard_hooks.finite_guard.FiniteGuard.watch_gradient", on_a_gpu)
+    with pytest.raises(FloatingPointError, match=f"the norm of step {step}'s gradient = nan"):
+        faulty("gradient", step, save_strategy="no").train()
 
 
 def test_more_steps_in_a_row_than_allowed_stop_the_run(faulty, tmp_path):
