@@ -18,6 +18,7 @@ from bmtard_hooks.decoding import as_pixels
 from bmtard_hooks.distributed import is_sharded
 from bmtard_hooks.evaluation_checks import check_evaluations
 from bmtard_hooks.image_tensors import decodes_pictures
+from bmtard_hooks.methods import Method, method_class
 from bmtard_hooks.model_checks import check_networks
 from bmtard_hooks.models.pixels import PixelClassifier
 from bmtard_hooks.models.processors import size_after
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from bmtard_hooks.trainer import BMTARDTrainer
 
 logger = logging.getLogger(__name__)
+
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that replay what they recorded in memory of its own."""
 
 
 def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -82,8 +86,33 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
             "sync_batch_norm=True needs GPUs: torch's SyncBatchNorm refuses CPU tensors in several processes. Leave it off, and "
             "each process takes the statistics of its own images"
         )
+    if args.device.type == "cuda":
+        refuse_cuda_graphs(args)
     if args.n_gpu > 1:
         logger.warning("nn.DataParallel attacks on one GPU only: start with accelerate launch or torchrun instead")
+
+
+def refuse_cuda_graphs(args: BMTARDConfig) -> None:
+    """Refuse CUDA graphs where something must outlive the next call of a network, whose outputs and gradients go into the same memory.
+
+    Raises:
+        ValueError: for accumulated gradients, and for methods that forward the student before the attack.
+    """
+    if not args.torch_compile or args.torch_compile_mode not in CUDA_GRAPHS:
+        return
+    method = method_class(args.method)
+    reasons = {
+        f"gradient_accumulation_steps={args.gradient_accumulation_steps}": args.gradient_accumulation_steps > 1,
+        f"method {args.method!r}, which forwards the student before the attack": (
+            method.before_attack is not Method.before_attack
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(
+                f"torch_compile_mode={args.torch_compile_mode!r} does not go with {reason}: CUDA graphs would overwrite it. Leave the "
+                "mode out, or pass 'max-autotune-no-cudagraphs'"
+            )
 
 
 def check_parts(

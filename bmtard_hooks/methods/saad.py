@@ -54,6 +54,7 @@ class SAAD(Method):
         images, labels = batch["pixel_values"].detach().clone().requires_grad_(True), batch["labels"]
         logits = teachers["robust"](images)
         (slope,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), images)
+        slope = slope.clone()  # CUDA graphs reuse the memory of what a compiled teacher's backward gives
         images, logits = images.detach(), logits.detach()
         true_class = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
 

@@ -1,11 +1,13 @@
 """What is passed to the Trainer beside models and data, and evaluations that would fail after hours."""
 
 import pytest
+import torch
 import transformers
 from conftest import sharp_net, tiny_data, tiny_net
 from refusing import Row, refused, table
 
 from bmtard_hooks import BMTARDTrainer
+from bmtard_hooks.checks import refuse_unsupported
 
 
 def passing(**arguments):
@@ -111,6 +113,51 @@ SETS = {"a": tiny_data(4), "b": tiny_data(4, seed=1)}
 )
 def test_options_that_do_not_fit_the_run_are_refused(row, request):
     refused(row, request)
+
+
+def with_graphs(mode="reduce-overhead", **options):
+    """Make a Trainer that compiles its networks, as a GPU would have it."""
+
+    def do(scene):
+        config = scene.config(**options)
+        config.torch_compile, config.torch_compile_mode = True, mode
+        scene.fixture("monkeypatch").setattr(type(config), "device", torch.device("cuda"))
+        refuse_unsupported(tiny_net(0), config, {})
+
+    return do
+
+
+@table(
+    Row(
+        "graphs and accumulation",
+        with_graphs(method="sat", gradient_accumulation_steps=2),
+        "torch_compile_mode='reduce-overhead' does not go with gradient_accumulation_steps=2",
+        "CUDA graphs",
+        "Leave the mode out",
+    ),
+    Row(
+        "graphs and a forward before the attack",
+        with_graphs("max-autotune", method="ciard"),
+        "torch_compile_mode='max-autotune' does not go with method 'ciard'",
+        "forwards the student before the attack",
+        "'max-autotune-no-cudagraphs'",
+    ),
+)
+def test_cuda_graphs_that_would_overwrite_what_is_needed_are_refused(row, request):
+    refused(row, request)
+
+
+@pytest.mark.parametrize("mode", [None, "max-autotune-no-cudagraphs"])
+def test_other_modes_and_methods_may_be_compiled(mode, make_config, monkeypatch):
+    for given, options in (
+        (mode, {"method": "ciard", "gradient_accumulation_steps": 2}),
+        ("reduce-overhead", {"method": "bmtard"}),
+    ):
+        config = make_config(**options)
+        config.torch_compile, config.torch_compile_mode = True, given
+        with monkeypatch.context() as patch:
+            patch.setattr(type(config), "device", torch.device("cuda"))
+            refuse_unsupported(tiny_net(0), config, {})
 
 
 def resume(how):
