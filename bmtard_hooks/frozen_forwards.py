@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from bmtard_hooks.models.pixels import PixelClassifier
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COUNTS_FOR_EACH = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 COMPARED = 8
 """Images on which a copy is compared with its network."""
 
@@ -115,5 +117,10 @@ def compiled(module: nn.Module, args: BMTARDConfig) -> Any:
 
 
 def compile_options(args: BMTARDConfig) -> dict[str, Any]:
-    """Read backend and mode of ``torch.compile`` from the arguments."""
-    return {"backend": args.torch_compile_backend or "inductor", "mode": args.torch_compile_mode}
+    """Read backend and mode of ``torch.compile`` from the arguments.
+
+    All copies run the same code, of which torch compiles eight versions and runs the others as they are. Newer releases
+    count for each copy by itself.
+    """
+    options = {"backend": args.torch_compile_backend or "inductor", "mode": args.torch_compile_mode}
+    return {**options, "isolate_recompiles": True} if COUNTS_FOR_EACH else options

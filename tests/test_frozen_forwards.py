@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from bmtard_hooks import PGDCollator, PixelClassifier, attack_mode
 from bmtard_hooks.attacks import PGDSettings, cross_entropy, pgd
+from bmtard_hooks.frozen_forwards import COUNTS_FOR_EACH, compile_options
 from bmtard_hooks.models.folding import FoldedClassifier
 
 
@@ -194,3 +195,19 @@ def test_attacks_in_half_precision_are_as_strong():
     assert 0.2 < plain < 0.8
     assert folded == pytest.approx(plain, abs=0.01)
     assert half == pytest.approx(plain, abs=0.04)  # one standard error of 256 images is 0.03
+
+
+@pytest.mark.skipif(not COUNTS_FOR_EACH, reason="this torch compiles eight versions of one code, whatever the network")
+def test_every_copy_is_compiled_however_many_there_are(make_config):
+    made = []
+
+    def counting(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    pixels, options = torch.rand(2, 3, 8, 8), compile_options(make_config())
+    for seed in range(10):
+        copy = FoldedClassifier.checked(PixelClassifier(tiny_net(seed, batch_norm=True).eval()), pixels)
+        copy.compile(**{**options, "backend": counting})
+        copy(pixels)
+    assert len(made) == 10

@@ -130,7 +130,12 @@ def _train(run: Run, plan: Plan, say: Say) -> None:
 
 
 def _set_up_process(config: BMTARDConfig) -> None:
-    """Let Accelerate forget the run before, because it keeps one precision and one device for the whole process."""
+    """Let Accelerate forget the run before, because it keeps one precision and one device for the whole process.
+
+    Torch too, which stops compiling a network's code after the eighth version.
+    """
+    if config.torch_compile:
+        torch.compiler.reset()
     vars(config).pop("_setup_devices", None)  # which transformers would not do twice
     _ = config.device  # sets everything up anew
 
