@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LARGEST_HALF = torch.finfo(torch.float16).max
+
 Step = Callable[[nn.Module, Batch, Any], Tensor]
 
 
@@ -127,6 +129,8 @@ class RunsSafely(SavesWhole, KeepsDistillationState):
             gradient: ``(B, C, H, W)``.
         """
         largest = gradient.abs().flatten(1).amax(dim=1)  # NaN if any is
+        if self.accelerator.mixed_precision == "fp16":
+            largest = largest.clamp_max(LARGEST_HALF)  # of a gradient that overflows, the attack still takes the sign
         self._finite.note("attack", "the gradient of the attack", largest)
         self._window.zero_gradients.append((largest == 0).double().mean())
 

@@ -81,7 +81,8 @@ class AttackRunner:
         self.processes = processes()
         self.device = next(model.parameters(), torch.empty(0)).device if device is None else device
         self._outcomes: dict[str, AttackOutcome] = {}
-        self.logits = self._classify()
+        # one process's answers for all: devices that round differently would share out different images
+        (self.logits,) = broadcast_object_list([self._classify()])
         key = {**fingerprint_model(model, self.logits), "seed": seed, "version": __version__}
         key["images"] = fingerprint_tensors([data.images, data.labels])
         self.store = OutcomeStore(state_dir, key, self.processes.process_index)

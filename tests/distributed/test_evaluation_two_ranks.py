@@ -10,6 +10,7 @@ def test_two_processes_share_the_images_and_find_what_one_finds(tmp_path):
         assert (
             rank["broken"] == one["broken"] and rank["queries"] == one["queries"] and rank["checks"] == one["checks"]
         )
+        assert rank["with unlike devices"] == one["with unlike devices"]
     assert sum(rank["attacked_here"] for rank in two) == one["attacked_here"] and two[0]["attacked_here"] > 0
 
     # what two processes left behind, one can take up

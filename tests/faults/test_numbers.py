@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -243,6 +244,17 @@ def test_step_left_out_under_a_gradient_scaler_moves_neither_weights_nor_scale(
     assert scales == [(4.0, 1), (8.0, 2), (8.0, 3), (16.0, 4), (32.0, 5), (64.0, 6)]
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert [row["grad_norm"] == 0 for row in rows] == still and rows[-1]["skipped_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "value, precision, stops", [("inf", "fp16", False), ("nan", "fp16", True), ("inf", "no", True)]
+)
+def test_gradient_of_the_attack_may_overflow_in_fp16_alone(faulty, monkeypatch, value, precision, stops):
+    trainer = faulty("none")
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", property(lambda self: precision))
+    trainer.note_attack(torch.full((2, 3, 4, 4), float(value)))
+    with pytest.raises(FloatingPointError, match="of the attack is not finite") if stops else nullcontext():
+        trainer._finite.watch(0, {})
 
 
 @pytest.mark.parametrize("step", [3, 6])
