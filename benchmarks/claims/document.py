@@ -138,7 +138,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     caption = (
         "Differences are W-Robust in points ± one standard error, over the choice of test images (paired) and over training again, "
         "as all rows with several seeds together show it. Holds: every difference is above 0 at a two-sided 5 % level (Student's t, "
-        "Holm's rule over the rows of the line); does not hold: one is below 0 at that level; within noise: neither. The lines on "
+        "Holm's rule over the rows of the line, and over the attacks where B-MTARD meets MTARD); does not hold: one is below 0 at that level; within noise: neither. The lines on "
         "entropies, relative losses and gradients are readings of one run (the first seed), without a test. Relative losses are those to the "
         "first logged value, a mean over the first steps. Figures show the first seed."
     )

@@ -54,26 +54,61 @@ def single(report: RobustnessReport) -> dict[str, Any]:
     return {"clean": share, "clean_error": accuracy_error(share, len(report.labels)), "columns": columns}
 
 
-def mean_over_seeds(reports: Reports, column: str) -> dict[str, Any]:
+def mean_over_seeds(reports: Reports, column: str, again: Again | None = None) -> dict[str, Any]:
     """Average a column over seeds.
 
     Args:
         reports: of one row, at least one.
         column: of the reports.
+        again: of ``training_again``, for the errors of students; by default from this row alone.
 
     Returns:
-        ``seeds``, and for clean, robust and w_robust the mean, ``…_error_images`` (standard error of the mean from the
-        choice of the test images, these models taken as they are) and ``…_error_seeds`` (sd over seeds / sqrt(seeds), from
-        training again; None with a single seed, from which it cannot be known).
+        ``seeds``, and for clean, robust and w_robust what ``_summary`` says, on the images in the column's scope.
     """
+    again = training_again({"row": reports}, column) if again is None else again
     found = [outcomes(report, column) for report in reports.values()]
     result: dict[str, Any] = {"seeds": len(found)}
     for measure in MEASURES:
         values = np.stack([entry[measure] for entry in found])
-        result[measure] = float(values.mean())
-        result[f"{measure}_error_images"] = _error_over_images(values.mean(axis=0))
-        result[f"{measure}_error_seeds"] = error_over_seeds(values.mean(axis=1))
+        result |= _summary(measure, values, None if None in reports else again.get(measure))
     return result
+
+
+def clean_over_seeds(rows: Mapping[str, Reports]) -> dict[str, dict[str, Any]]:
+    """Average the clean accuracy of every row over seeds, on all images, whatever part of them the attacks saw.
+
+    Args:
+        rows: label to reports; rows without any are left out.
+
+    Returns:
+        Label to what ``_summary`` says of ``clean``.
+    """
+    right = {
+        label: np.stack([report.correct.astype(float) for report in reports.values()])
+        for label, reports in rows.items()
+        if reports
+    }
+    again = retraining(values for label, values in right.items() if None not in rows[label])
+    return {
+        label: _summary("clean", values, None if None in rows[label] else again) for label, values in right.items()
+    }
+
+
+def _summary(name: str, values: np.ndarray, again: Retraining | None) -> dict[str, Any]:
+    """Sum up ``(S, n)`` numbers of a row, a line per seed.
+
+    Returns:
+        The mean as ``name``; ``name_error_images`` (standard error from the choice of the test images, these models taken
+        as they are); ``name_error_seeds`` (sd over seeds / sqrt(seeds); None with a single seed); and ``name_error``, from the
+        images and from training again as ``again`` has it, see ``uncertainty``.
+    """
+    over_images = _error_over_images(values.mean(axis=0))
+    return {
+        name: float(values.mean()),
+        f"{name}_error": uncertainty(over_images, again, len(values), trained=1).error,
+        f"{name}_error_images": over_images,
+        f"{name}_error_seeds": error_over_seeds(values.mean(axis=1)),
+    }
 
 
 def error_over_seeds(values: Sequence[float] | np.ndarray) -> float | None:

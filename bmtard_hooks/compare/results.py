@@ -11,7 +11,15 @@ from typing import Any
 from bmtard_hooks._version import __version__
 from bmtard_hooks.compare.execution import is_finished, load_finished, staleness
 from bmtard_hooks.compare.identity import influential_options
-from bmtard_hooks.compare.numbers import Reports, against_first, best_and_second, mean_over_seeds, single
+from bmtard_hooks.compare.numbers import (
+    Reports,
+    against_first,
+    best_and_second,
+    clean_over_seeds,
+    mean_over_seeds,
+    single,
+    training_again,
+)
 from bmtard_hooks.compare.plan import Plan, Run
 from bmtard_hooks.compare.record import FAILED, is_locked, read_record
 from bmtard_hooks.compare.rows import Row
@@ -19,7 +27,7 @@ from bmtard_hooks.evaluation.environment import package_versions, source_commit
 from bmtard_hooks.evaluation.report import WORST_CASE
 
 KIND = "bmtard_hooks comparison"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass
@@ -59,9 +67,12 @@ def collect(plan: Plan) -> Results:
     columns = list(plan.attacks.columns)
     measured = next((report for found in reports.values() for report in found.values()), None)
     columns += [WORST_CASE] if measured is not None and WORST_CASE in measured.columns else []
+    again = {column: training_again(reports, column) for column in columns}
+    clean = clean_over_seeds(reports)
     for entry, row in zip(rows, plan.rows, strict=True):
         found = reports[row.label]
-        entry["mean"] = {column: mean_over_seeds(found, column) for column in columns} if found else None
+        entry["mean"] = {name: mean_over_seeds(found, name, again[name]) for name in columns} if found else None
+        entry["mean_clean"] = clean.get(row.label)
     first = next(row.label for row in plan.rows if plan.of(row)[0].role is None)
     students = {row.label: reports[row.label] for row in plan.rows if plan.of(row)[0].role is None}
     best = {column: best_and_second(students, column) for column in columns}

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bmtard_hooks.compare.numbers import error_over_seeds
 from bmtard_hooks.compare.results import Results, collect, paths, to_json
 from bmtard_hooks.evaluation.environment import PACKAGES
 from bmtard_hooks.reporting.files import write_file
@@ -85,24 +84,30 @@ def _attack_headings(content: Content) -> list[Column]:
 
 
 def _accuracy_row(row: Content, content: Content) -> list[Cell | str]:
+    """Write the means of a row."""
     finished = [run for run in row["runs"] if run["state"] == "finished"]
     cells: list[Cell | str] = [_label(row, finished)]
     if not finished:
         return [*cells, *[DASH] * (1 + 2 * len(content["columns"]))]
-    if len(finished) == 1:
-        run, images = finished[0], content["test"]["images"]
-        cells.append(accuracy(run["clean"], run["clean_error"], images))
-        for column in content["columns"]:
-            found = run["columns"][column]
-            cells.append(accuracy(found["robust"], found["robust_error"], found["images"]))
-            cells.append(with_error(found["w_robust"], found["w_robust_error"]))
-        return cells
-    means = row["mean"]
-    shares = [run["clean"] for run in finished]
-    cells.append(with_error(sum(shares) / len(shares), error_over_seeds(shares) or 0.0))
+    clean, images = row["mean_clean"], finished[0]["columns"]
+    cells.append(accuracy(clean["clean"], clean["clean_error"], content["test"]["images"]))
     for column in content["columns"]:
-        for measure in ("robust", "w_robust"):
-            cells.append(with_error(means[column][measure], means[column][f"{measure}_error_seeds"]))
+        mean = row["mean"][column]
+        cells.append(accuracy(mean["robust"], mean["robust_error"], images[column]["images"]))
+        cells.append(with_error(mean["w_robust"], mean["w_robust_error"]))
+    return cells
+
+
+def _run_row(run: Content, content: Content) -> list[Cell | str]:
+    """Write the numbers of one run, whose errors are over images alone."""
+    if run["state"] != "finished":
+        return [f"{run['name']} ({run['state']})", *[DASH] * (1 + 2 * len(content["columns"]))]
+    cells: list[Cell | str] = [run["name"]]
+    cells.append(accuracy(run["clean"], run["clean_error"], content["test"]["images"]))
+    for column in content["columns"]:
+        found = run["columns"][column]
+        cells.append(accuracy(found["robust"], found["robust_error"], found["images"]))
+        cells.append(with_error(found["w_robust"], found["w_robust_error"]))
     return cells
 
 
@@ -120,13 +125,10 @@ def _caption(content: Content) -> str:
     text = f"Percent on n = {content['test']['images']} images of {content['test']['name']}; W-Robust = {weight:g} · clean + "
     text += f"{1 - weight:g} · robust. Bold: the highest W-Robust of the methods. "
     if several:
-        widest = max(
-            mean["w_robust_error_images"] for row in content["rows"] if row["mean"] for mean in row["mean"].values()
-        )
         return text + (
-            "± is the standard error of the mean over seeds (sd / √seeds), uncertain itself with few of them; rows with "
-            "one model only have the standard error over images. The choice of test images, the same for all rows, "
-            f"adds an error of up to {percent(widest)} points to each W-Robust."
+            "± is one standard error (a 95 % interval in brackets near 0 and 100), from the choice of the test images and from "
+            "training again, as the rows with several seeds together show it. All rows see the same images, so two rows differ "
+            "more surely than their ± suggest: see the paired differences."
         )
     return text + (
         "± is one standard error over test images (a 95 % interval in brackets near 0 and 100). There is one run per row, so "
@@ -169,11 +171,7 @@ def per_seed_tables(content: Content) -> list[Table]:
         return []
     headings = [Column("Run", numeric=False), Column("Clean")]
     headings += _attack_headings(content)
-    body: list[list[Cell | str]] = []
-    for row in content["rows"]:
-        for run in row["runs"]:
-            alone = {"label": run["name"], "runs": [run], "mean": row["mean"]}
-            body.append(_accuracy_row(alone, content))
+    body = [_run_row(run, content) for row in content["rows"] for run in row["runs"]]
     return [Table("Every run", headings, body, "Percent ± one standard error over test images.")]
 
 

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from bmtard_hooks.compare.numbers import against_first, best_and_second, mean_over_seeds, single
+from bmtard_hooks.compare.numbers import (
+    against_first,
+    best_and_second,
+    clean_over_seeds,
+    mean_over_seeds,
+    single,
+    training_again,
+)
 from bmtard_hooks.compare.tables import accuracy_table, paired_tables, sentences
 from bmtard_hooks.evaluation.report import AttackOutcome, RobustnessReport
 
@@ -22,7 +29,7 @@ def report(clean, robust, seed, scope=IMAGES):
 
 def content_of(rows, seeds=(0, 1)):
     """As much of ``comparison.json`` as the tables need."""
-    entries = []
+    entries, again = [], training_again(rows, "spsa")
     for label, reports in rows.items():
         runs = [
             {"name": f"{label}/seed{seed}", "seed": seed, "state": "finished", **single(one)}
@@ -30,8 +37,11 @@ def content_of(rows, seeds=(0, 1)):
             else {"name": f"{label}/seed{seed}", "seed": seed, "state": "not started"}
             for seed in seeds
         ]
-        mean = {"spsa": mean_over_seeds(reports, "spsa")} if reports else None
-        entries.append({"label": label, "method": label, "options": {}, "runs": runs, "mean": mean})
+        mean = {"spsa": mean_over_seeds(reports, "spsa", again)} if reports else None
+        clean = clean_over_seeds(rows).get(label)
+        entries.append(
+            {"label": label, "method": label, "options": {}, "runs": runs, "mean": mean, "mean_clean": clean}
+        )
     first, found = next(iter(rows)), best_and_second(rows, "spsa")
     best = None if found is None else {"row": found[0], "second": found[1], **found[2]}
     return {
@@ -55,9 +65,25 @@ def test_attack_on_a_part_of_the_images_says_on_how_many():
 
 def test_error_of_clean_accuracy_is_over_all_images_whatever_the_attacks_saw():
     """Both seeds are right on half of all images, though not on half of the first hundred."""
-    content = content_of({"a": {seed: report(200, 100, seed, scope=100) for seed in (0, 1)}})
+    row = {seed: report(200, 100, seed, scope=100) for seed in (0, 1)}
+    content = content_of({"a": row})
     assert content["rows"][0]["mean"]["spsa"]["clean_error_seeds"] > 0
-    assert accuracy_table(content).rows[0][1] == "50.00 ± 0.00"
+    right = (row[0].correct.astype(float) + row[1].correct) / 2
+    assert accuracy_table(content).rows[0][1] == f"50.00 ± {100 * right.std() / 20:.2f}"
+
+
+def test_errors_of_rows_with_one_seed_and_with_several_mean_the_same():
+    rows = {"a": {seed: report(200 + 80 * seed, 100, seed) for seed in (0, 1)}, "b": {0: report(240, 100, 5)}}
+    content = content_of(rows)
+    a, b = accuracy_table(content).rows
+    between = 0.2**2 / 2  # variance of the two accuracies of a, 50 and 70 %
+    both = (rows["a"][0].correct.astype(float) + rows["a"][1].correct) / 2
+    assert a[1] == f"60.00 ± {100 * (both.var() / 400 + between / 2) ** 0.5:.2f}"
+    assert b[1] == f"60.00 ± {100 * (0.6 * 0.4 / 400 + between) ** 0.5:.2f}"
+    assert "from training again" in accuracy_table(content).caption
+    alone = content_of({"b": rows["b"]}, seeds=(0,))
+    assert accuracy_table(alone).rows[0][1] == f"60.00 ± {100 * (0.6 * 0.4 / 400) ** 0.5:.2f}"
+    assert "one run per row" in accuracy_table(alone).caption
 
 
 @pytest.mark.parametrize("robust, certain", [(190, True), (103, False)])

@@ -96,7 +96,7 @@ def test_every_row_is_trained_measured_and_in_the_table(finished):
         assert row["mean"]["fgsm"]["w_robust_error_seeds"] is not None
         assert [run["training"]["steps"] for run in row["runs"]] == [4, 4]
     table = (directory / "comparison.md").read_text()
-    assert "| Method " in table and "FGSM W-Robust |" in table and "standard error of the mean over seeds" in table
+    assert "| Method " in table and "FGSM W-Robust |" in table and "from training again" in table
     assert "each row minus bmtard" in table
 
 
