@@ -10,6 +10,7 @@ from typing import Any
 
 from bmtard_hooks.compare.numbers import Reports
 from bmtard_hooks.compare.record import RECORD, REPORT
+from bmtard_hooks.compare.results import SCHEMA_VERSION
 from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.plots.runs import STATE, Run, load_run
 from bmtard_hooks.reporting.files import write_file
@@ -103,11 +104,17 @@ def load(directory: Path) -> Archive:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if another release wrote it.
     """
     path = directory / COMPARISON
     if not path.is_file():
         raise FileNotFoundError(f"{directory} has no {COMPARISON}: pass --collect OUTPUT_DIR of compare.py first")
     content = json.loads(path.read_text())
+    if content["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema_version {content['schema_version']}, expected {SCHEMA_VERSION}: run compare.py on a copy of the "
+            "directory, which writes it again, and pass --collect"
+        )
     reports: dict[str, Reports] = {}
     logs: dict[str, Run] = {}
     for row in content["rows"]:
