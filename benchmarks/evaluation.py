@@ -31,6 +31,7 @@ from bmtard_hooks.evaluation.report import RobustnessReport
 from bmtard_hooks.evaluation.runner import AttackRunner
 from bmtard_hooks.image_tensors import ImageTensors
 from bmtard_hooks.models.folding import FoldedClassifier
+from bmtard_hooks.models.precision import exact_arithmetic
 
 EPS = 8 / 255
 PARTS = 4
@@ -70,7 +71,7 @@ def theirs(
     counting.eval()
     attack = make(counting)
     robust, seconds, correct = 0, 0.0, 0
-    with attack_mode(counting, foreign=True):
+    with attack_mode(counting, foreign=True), exact_arithmetic():  # as the library's own attacks
         for start in range(0, len(data), batch_size):
             images = data.pixels(slice(start, start + batch_size)).to(device)
             labels = data.labels[start : start + batch_size].to(device)

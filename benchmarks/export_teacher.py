@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> RobustnessReport:
         examples=0,
         progress=False,
     )
-    report.environment["command"] = _own_command(options.target)  # paths of this machine help nobody
+    report.environment["command"] = (
+        f"python benchmarks/export_teacher.py SOURCE {options.target.as_posix()}"  # whose paths help nobody
+    )
     save_report(report, options.target / REPORT)
     card = describe(options.target, report, options.command, options.note)
     write_file(options.target / CARD, card)
@@ -124,18 +126,15 @@ def describe(target: Path, report: RobustnessReport, command: str, note: str) ->
         "",
         "```bash",
         command,
-        _own_command(target),
         "```",
+        "",
+        "`benchmarks/export_teacher.py` took the weights over and wrote this card.",
         "",
         f"- SHA-256 of `{WEIGHTS}`: `{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
         f"- Measured on {device_name(torch.device('cpu'))}, commit {source_commit()}, torch {versions.get('torch')}, "
         f"transformers {versions.get('transformers')}, timm {versions.get('timm')}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _own_command(target: Path) -> str:
-    return f"python benchmarks/export_teacher.py … {target.as_posix()}"
 
 
 def _line(name: str, share: float, error: float, images: int) -> str:
