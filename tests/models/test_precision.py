@@ -61,7 +61,7 @@ def test_tf32_is_off_inside_and_as_it_was_afterwards():
         assert inside[1:5] == nested[1:5] == again[1:5] == ["ieee"] * 4
         assert after == before
     on = [name for name, (before, *_) in found.items() if "tf32" in before[2:5]]
-    assert len(on) == 5  # the test would notice if nothing were switched
+    assert len(on) >= 5  # the test would notice if nothing were switched
 
 
 class Notes(torch.nn.Module):
