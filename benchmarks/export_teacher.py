@@ -57,9 +57,8 @@ def main(argv: list[str] | None = None) -> RobustnessReport:
         examples=0,
         progress=False,
     )
-    report.environment["command"] = (
-        f"python benchmarks/export_teacher.py SOURCE {options.target.as_posix()}"  # whose paths help nobody
-    )
+    # the source is a path of this machine, which helps nobody
+    report.environment["command"] = f"python benchmarks/export_teacher.py SOURCE {options.target.as_posix()}"
     save_report(report, options.target / REPORT)
     card = describe(options.target, report, options.command, options.note)
     write_file(options.target / CARD, card)

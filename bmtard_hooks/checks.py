@@ -57,6 +57,10 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
             f"model is {model!r:.60}, a {type(model).__name__}: pass a torch.nn.Module from pixels to logits, or the name of an "
             "architecture, a directory or a hub id as a string"
         )
+    _refuse_options(args, kwargs)
+
+
+def _refuse_options(args: BMTARDConfig, kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would replace the method's losses: register a Method instead")
     if args.deepspeed:
@@ -86,33 +90,25 @@ def refuse_unsupported(model: Any, args: Any, kwargs: Mapping[str, Any]) -> None
             "sync_batch_norm=True needs GPUs: torch's SyncBatchNorm refuses CPU tensors in several processes. Leave it off, and "
             "each process takes the statistics of its own images"
         )
-    if args.device.type == "cuda":
-        refuse_cuda_graphs(args)
+    _refuse_cuda_graphs(args)
     if args.n_gpu > 1:
         logger.warning("nn.DataParallel attacks on one GPU only: start with accelerate launch or torchrun instead")
 
 
-def refuse_cuda_graphs(args: BMTARDConfig) -> None:
-    """Refuse CUDA graphs where something must outlive the next call of a network, whose outputs and gradients go into the same memory.
-
-    Raises:
-        ValueError: for accumulated gradients, and for methods that forward the student before the attack.
-    """
-    if not args.torch_compile or args.torch_compile_mode not in CUDA_GRAPHS:
+def _refuse_cuda_graphs(args: BMTARDConfig) -> None:
+    """Refuse CUDA graphs where something must outlive the next call of a network, whose outputs and gradients go into the same memory."""
+    if args.device.type != "cuda" or not args.torch_compile or args.torch_compile_mode not in CUDA_GRAPHS:
         return
-    method = method_class(args.method)
-    reasons = {
-        f"gradient_accumulation_steps={args.gradient_accumulation_steps}": args.gradient_accumulation_steps > 1,
-        f"method {args.method!r}, which forwards the student before the attack": (
-            method.before_attack is not Method.before_attack
-        ),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ValueError(
-                f"torch_compile_mode={args.torch_compile_mode!r} does not go with {reason}: CUDA graphs would overwrite it. Leave the "
-                "mode out, or pass 'max-autotune-no-cudagraphs'"
-            )
+    if args.gradient_accumulation_steps > 1:
+        reason = f"gradient_accumulation_steps={args.gradient_accumulation_steps}"
+    elif method_class(args.method).before_attack is not Method.before_attack:
+        reason = f"method {args.method!r}, which forwards the student before the attack"
+    else:
+        return
+    raise ValueError(
+        f"torch_compile_mode={args.torch_compile_mode!r} does not go with {reason}: CUDA graphs would overwrite it. Leave the "
+        "mode out, or pass 'max-autotune-no-cudagraphs'"
+    )
 
 
 def check_parts(

@@ -134,7 +134,6 @@ class FiniteGuard:
         Raises:
             FloatingPointError: see ``check``.
         """
-        self.check()
         gradients, self._noted = [entry for entry in self._noted if entry.kind == "gradient"], []
         self._take(step - 1, gradients)
         self.check()

@@ -208,20 +208,24 @@ def _test(seed: int | None, first: RobustnessReport, second: RobustnessReport, c
     }
 
 
-def against_first(rows: Mapping[str, Reports], first: str, column: str) -> list[dict[str, Any]]:
+def against_first(
+    rows: Mapping[str, Reports], first: str, column: str, again: Again | None = None
+) -> list[dict[str, Any]]:
     """Compare every row with one of them, p-values adjusted over the rows (Holm), McNemar's for each seed.
 
     Args:
         rows: label to reports; rows without any are left out.
         first: label of the row to compare with.
         column: of the reports.
+        again: of ``training_again`` for these rows; computed if None.
 
     Returns:
         One entry per other row that shares a seed with it, see ``paired``, with ``row``, ``column`` and ``p_holm``, also in tests.
     """
     if not rows.get(first):
         return []
-    entries, again = [], training_again(rows, column)
+    again = training_again(rows, column) if again is None else again
+    entries = []
     for label, reports in rows.items():
         if label != first and share_seeds(reports, rows[first]):
             entries.append({"row": label, "column": column, **paired(reports, rows[first], column, again)})
@@ -235,22 +239,26 @@ def against_first(rows: Mapping[str, Reports], first: str, column: str) -> list[
     return entries
 
 
-def best_and_second(rows: Mapping[str, Reports], column: str) -> tuple[str, str, dict[str, Any]] | None:
+def best_and_second(
+    rows: Mapping[str, Reports], column: str, again: Again | None = None
+) -> tuple[str, str, dict[str, Any]] | None:
     """Find the rows with the highest and the second highest mean W-Robust, and their paired difference.
 
     Args:
         rows: label to reports, of the rows that compete.
         column: of the reports.
+        again: of ``training_again`` for these rows; computed if None.
 
     Returns:
         Their labels and what ``paired`` says of them; None with fewer than two rows, or if they share no seed, or if the
         second is ahead on the seeds that they share.
     """
-    means = {label: mean_over_seeds(reports, column)[WEIGHTED] for label, reports in rows.items() if reports}
+    again = training_again(rows, column) if again is None else again
+    means = {label: mean_over_seeds(reports, column, again)[WEIGHTED] for label, reports in rows.items() if reports}
     if len(means) < 2:
         return None
     best, second = sorted(means, key=lambda label: -means[label])[:2]
     if not share_seeds(rows[best], rows[second]):
         return None
-    found = paired(rows[best], rows[second], column, training_again(rows, column))
+    found = paired(rows[best], rows[second], column, again)
     return (best, second, found) if found[WEIGHTED] >= 0 else None

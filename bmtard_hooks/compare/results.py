@@ -75,7 +75,7 @@ def collect(plan: Plan) -> Results:
         entry["mean_clean"] = clean.get(row.label)
     first = next(row.label for row in plan.rows if plan.of(row)[0].role is None)
     students = {row.label: reports[row.label] for row in plan.rows if plan.of(row)[0].role is None}
-    best = {column: best_and_second(students, column) for column in columns}
+    best = {name: best_and_second(students, name, again[name]) for name in columns}
     content = {
         "kind": KIND,
         "schema_version": SCHEMA_VERSION,
@@ -84,7 +84,7 @@ def collect(plan: Plan) -> Results:
         "seeds": plan.arguments.seeds,
         "clean_weight": plan.config.w_robust_clean_weight,
         "rows": rows,
-        "against_first": [entry for column in columns for entry in against_first(reports, first, column)],
+        "against_first": [entry for name in columns for entry in against_first(reports, first, name, again[name])],
         "best": {
             column: {"row": found[0], "second": found[1], **found[2]} if found else None
             for column, found in best.items()
