@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from test_paper_claims import HOLDS, NOISE, archive, verdict_of
+
+from small_archives import archive, verdict_of  # isort: skip  # first, it makes claims importable
+from claims import verdicts
+from claims.verdicts import HOLDS, NOISE
 
 from bmtard_hooks.reporting.presentation import attack_name
 
 
 @pytest.mark.parametrize(("attacks", "expected"), [(["fgsm"], HOLDS), (["fgsm", "pgd_sat", "cw_inf"], NOISE)])
 def test_attacks_are_counted_where_one_of_them_would_do(monkeypatch, attacks, expected):
-    from claims import verdicts  # found through test_paper_claims
-
     def found(archive, column, row, others):
         chance = 0.04 if column == "fgsm" else 0.7  # alone, the first is sure enough
         return [verdicts.Difference("mtard", 0.007, 0.003, 2, chance, 9)]

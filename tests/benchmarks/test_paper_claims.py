@@ -1,18 +1,14 @@
 """Verdicts on the paper's claims follow from the outcomes, and the page of the archive from its files."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from claims.archive import Archive, load  # noqa: E402
-from claims.document import stronger_attacks  # noqa: E402
-from claims.verdicts import (  # noqa: E402
+from small_archives import ROOT, archive, report, verdict_of  # isort: skip  # first, it makes claims importable
+from claims.archive import load
+from claims.document import stronger_attacks
+from claims.verdicts import (
     FAILS,
     FEW_RUNS,
     HOLDS,
@@ -25,41 +21,13 @@ from claims.verdicts import (  # noqa: E402
     relative_gap,
 )
 
-from bmtard_hooks import create_model  # noqa: E402
-from bmtard_hooks.compare.identity import fingerprint_classifier  # noqa: E402
-from bmtard_hooks.compare.numbers import paired, training_again  # noqa: E402
-from bmtard_hooks.evaluation.report import AttackOutcome, CheckResult, RobustnessReport  # noqa: E402
-from bmtard_hooks.plots.runs import Run  # noqa: E402
+from bmtard_hooks import create_model
+from bmtard_hooks.compare.identity import fingerprint_classifier
+from bmtard_hooks.compare.numbers import paired, training_again
+from bmtard_hooks.evaluation.report import CheckResult
+from bmtard_hooks.plots.runs import Run
 
 ARCHIVES = sorted(path.parent for path in (ROOT / "benchmarks" / "results").glob("*/comparison.json"))
-IMAGES = 2000
-
-
-def report(clean, robust, seed):
-    """A model that is right on a share of the images, and stays right on a share."""
-    order = np.random.default_rng([seed, round(1000 * clean)]).permutation(IMAGES)
-    right, left = order < clean * IMAGES, order < robust * IMAGES
-    return RobustnessReport(
-        model="m",
-        dataset="d",
-        labels=np.zeros(IMAGES, dtype=int),
-        predictions=np.where(right, 0, 1),
-        num_classes=2,
-        label_names=None,
-        outcomes={"pgd_trades": AttackOutcome({"norm": "linf", "eps": 8 / 255}, right, right & ~left)},
-        columns={"pgd_trades": ["pgd_trades"]},
-    )
-
-
-def archive(shares, logs=None):
-    """Label to (clean, robust) of a row with two seeds."""
-    rows = [{"label": label, "method": label.split("+")[0], "options": {}} for label in shares]
-    reports = {label: {seed: report(*pair, seed) for seed in (0, 1)} for label, pair in shares.items()}
-    return Archive(Path("."), {"rows": rows, "columns": ["pgd_trades"]}, reports, logs or {})
-
-
-def verdict_of(found, words):
-    return next(verdict for verdict in found if words in verdict.claim)
 
 
 def log(entropies, losses, temperatures=True):
@@ -298,3 +266,9 @@ def test_powers_are_tabled_beside_the_row_that_is_alike_but_for_the_power():
         row.update(method="bmtard", options=options[row["label"]], mean={"pgd_trades": mean})
     assert [row[0] for row in power_table(found).rows] == ["0.5", "1", "4"]
     assert power_table(found).rows[0][1:] == ["50.00", "30.00", "40.00"]
+
+
+def test_archive_of_another_release_is_refused_with_the_way_to_renew_it(tmp_path):
+    (tmp_path / "comparison.json").write_text(json.dumps({"schema_version": 1, "rows": []}))
+    with pytest.raises(ValueError, match="schema_version 1, expected 2: run compare.py on a copy"):
+        load(tmp_path)
